@@ -1,0 +1,1 @@
+"""Named configurations, one TOML file each: `moekit train NAME` starts from it."""
