@@ -1,0 +1,1 @@
+"""The transformer around the mixture of experts: norms, positions, attention, cache, blocks, heads."""

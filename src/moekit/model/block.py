@@ -1,0 +1,51 @@
+"""One block of the transformer: attention, then a dense or a mixture-of-experts feed-forward."""
+
+from typing import NamedTuple
+
+from torch import nn
+
+from moekit.config.model import MLAConfig, ModelConfig
+from moekit.model.attention import Context
+from moekit.model.cache import LayerCache
+from moekit.model.gqa import GroupedQueryAttention
+from moekit.model.mla import LatentAttention
+from moekit.model.norm import RMSNorm
+from moekit.moe.layer import MoE, SwiGLU
+from moekit.moe.routing import Routing
+from moekit.tensors import Bool, Float, Tensor
+
+
+class BlockOutput(NamedTuple):
+    """The residual stream after the block, and the routing where it has experts."""
+
+    x: Float[Tensor, "B S D"]
+    routing: Routing | None
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + feed_forward(norm(x))."""
+
+    def __init__(self, config: ModelConfig, dense: bool) -> None:
+        super().__init__()
+        attention = config.attention
+        self.attention_norm = RMSNorm(config.width, config.norm_epsilon)
+        if isinstance(attention, MLAConfig):
+            self.attention = LatentAttention(config, attention)
+        else:
+            self.attention = GroupedQueryAttention(config, attention)
+        self.feed_forward_norm = RMSNorm(config.width, config.norm_epsilon)
+        self.feed_forward = SwiGLU(config.width, config.dense_width) if dense else MoE(config.moe_block)
+
+    def forward(
+        self,
+        x: Float[Tensor, "B S D"],
+        context: Context,
+        cache: LayerCache | None = None,
+        mask: Bool[Tensor, "B S"] | None = None,
+    ) -> BlockOutput:
+        x = x + self.attention(self.attention_norm(x), context, cache)
+        normed = self.feed_forward_norm(x)
+        if isinstance(self.feed_forward, MoE):
+            y, routing = self.feed_forward(normed, mask)
+            return BlockOutput(x + y, routing)
+        return BlockOutput(x + self.feed_forward(normed), None)

@@ -1,0 +1,61 @@
+"""What attention remembers of earlier tokens while text is generated."""
+
+import torch
+
+from moekit.tensors import Tensor
+
+
+class LayerCache:
+    """The past of one layer: named tensors that grow along the sequence, written in place into room for `capacity`."""
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.length = 0
+        self.rooms: dict[str, Tensor] = {}
+
+    def append(self, **new: Tensor) -> list[Tensor]:
+        """Add tensors [B, ..., S, width] and return, in the same order, all there is so far: [B, ..., past + S, width]."""
+        start = self.length
+        end = start + next(iter(new.values())).shape[-2]
+        if end > self.capacity:
+            raise ValueError(f"the cache has room for {self.capacity} tokens, not {end}")
+        self.length = end
+        return [self._write(name, value, start, end) for name, value in new.items()]
+
+    def _write(self, name: str, value: Tensor, start: int, end: int) -> Tensor:
+        if name not in self.rooms:
+            self.rooms[name] = value.new_empty(*value.shape[:-2], self.capacity, value.shape[-1])
+        room = self.rooms[name]
+        room[..., start:end, :] = value.detach()
+        return room[..., :end, :]
+
+
+class Cache:
+    """The past of a batch of sequences: one LayerCache for each layer, and which places hold padding.
+
+    `n_layers` layers of room for `capacity` tokens. Memory is taken at the first use.
+    """
+
+    def __init__(self, n_layers: int, capacity: int) -> None:
+        self.layers = [LayerCache(capacity) for _ in range(n_layers)]
+        self.mask: Tensor | None = None
+
+    @property
+    def length(self) -> int:
+        """Tokens remembered, padding included."""
+        return self.layers[0].length if self.layers else 0
+
+    def extend_mask(self, mask: Tensor | None, n_new: int) -> Tensor | None:
+        """Which of all tokens, old and new, are real: [B, past + S], or None if all are. True marks a real token."""
+        known = mask if mask is not None else self.mask
+        if known is None:
+            return None
+        batch = known.shape[0]
+        old = known.new_ones(batch, self.length) if self.mask is None else self.mask
+        new = known.new_ones(batch, n_new) if mask is None else mask
+        self.mask = torch.cat([old, new], dim=1)
+        return self.mask
+
+    def bytes(self) -> int:
+        """Memory that the cache holds now."""
+        return sum(room.nbytes for layer in self.layers for room in layer.rooms.values())

@@ -1,0 +1,76 @@
+"""Multi-head latent attention (arXiv 2405.04434, section 2.1): keys and values come from one small latent."""
+
+import torch
+from torch import nn
+
+from moekit.config.model import MLAConfig, ModelConfig
+from moekit.model.attention import Context, attend
+from moekit.model.cache import LayerCache
+from moekit.model.norm import RMSNorm
+from moekit.model.rope import rotate, softmax_factor
+from moekit.tensors import Float, Tensor
+
+LATENT_EPSILON = 1e-6
+"""The norms of the latents keep this epsilon whatever the model's (released modelling code of V2 and V3)."""
+
+
+class LatentAttention(nn.Module):
+    """MLA. While decoding, only the latent and the rotary key are cached, and the projections are absorbed."""
+
+    def __init__(self, config: ModelConfig, attention: MLAConfig) -> None:
+        super().__init__()
+        self.shape = attention
+        a, width = attention, config.width
+        qk_head_dim = a.qk_nope_head_dim + a.qk_rope_head_dim
+        self.scale = qk_head_dim**-0.5 * softmax_factor(config.rope)
+        if a.q_lora_rank is None:
+            self.q = nn.Linear(width, a.n_heads * qk_head_dim, bias=False)
+        else:
+            self.q_a = nn.Linear(width, a.q_lora_rank, bias=a.bias)
+            self.q_a_norm = RMSNorm(a.q_lora_rank, LATENT_EPSILON)
+            self.q_b = nn.Linear(a.q_lora_rank, a.n_heads * qk_head_dim, bias=False)
+        self.kv_a = nn.Linear(width, a.kv_lora_rank + a.qk_rope_head_dim, bias=a.bias)
+        self.kv_a_norm = RMSNorm(a.kv_lora_rank, LATENT_EPSILON)
+        self.kv_b = nn.Linear(a.kv_lora_rank, a.n_heads * (a.qk_nope_head_dim + a.v_head_dim), bias=False)
+        self.out = nn.Linear(a.n_heads * a.v_head_dim, width, bias=a.bias)
+
+    def forward(
+        self, x: Float[Tensor, "B S D"], context: Context, cache: LayerCache | None = None
+    ) -> Float[Tensor, "B S D"]:
+        a = self.shape
+        q = self.q(x) if a.q_lora_rank is None else self.q_b(self.q_a_norm(self.q_a(x)))
+        q_nope, q_rope = (
+            q.unflatten(-1, (a.n_heads, -1)).transpose(1, 2).split([a.qk_nope_head_dim, a.qk_rope_head_dim], dim=-1)
+        )
+        q_rope = rotate(q_rope, context.rotation)
+        latent, k_rope = self.kv_a(x).split([a.kv_lora_rank, a.qk_rope_head_dim], dim=-1)
+        latent = self.kv_a_norm(latent)
+        k_rope = rotate(k_rope.unsqueeze(1), context.rotation).squeeze(1)
+        if cache is not None:
+            (past,) = cache.append(latent=torch.cat([latent, k_rope], dim=-1))
+            if x.shape[1] == 1:
+                return self.out(self._absorbed(q_nope, q_rope, past, context).transpose(1, 2).flatten(2))
+            latent, k_rope = past.split([a.kv_lora_rank, a.qk_rope_head_dim], dim=-1)
+        heads = self._expanded(q_nope, q_rope, latent, k_rope, context)
+        return self.out(heads.transpose(1, 2).flatten(2))
+
+    def _expanded(self, q_nope: Tensor, q_rope: Tensor, latent: Tensor, k_rope: Tensor, context: Context) -> Tensor:
+        """Keys and values in full, [B H T C]: fastest for many new tokens (eqs 10-18)."""
+        a = self.shape
+        kv = self.kv_b(latent).unflatten(-1, (a.n_heads, -1)).transpose(1, 2)
+        k_nope, v = kv.split([a.qk_nope_head_dim, a.v_head_dim], dim=-1)
+        k = torch.cat([k_nope, k_rope.unsqueeze(1).expand(-1, a.n_heads, -1, -1)], dim=-1)
+        return attend(torch.cat([q_nope, q_rope], dim=-1), k, v, context, self.scale)
+
+    def _absorbed(self, q_nope: Tensor, q_rope: Tensor, past: Tensor, context: Context) -> Tensor:
+        """One new token: W_UK moves into the query and W_UV behind the sum, so that the past stays latent."""
+        a = self.shape
+        weight = self.kv_b.weight.view(a.n_heads, -1, a.kv_lora_rank)
+        w_uk, w_uv = weight.split([a.qk_nope_head_dim, a.v_head_dim], dim=1)
+        q_latent = torch.einsum("bhsc,hcr->bhsr", q_nope, w_uk)
+        scores = torch.cat([q_latent, q_rope], dim=-1) @ past.unsqueeze(1).mT
+        scores = scores.float() * self.scale
+        if context.visible is not None:
+            scores = scores.masked_fill(~context.visible, -torch.inf)
+        summed = scores.softmax(dim=-1).to(past.dtype) @ past[..., : a.kv_lora_rank].unsqueeze(1)
+        return torch.einsum("bhsr,hvr->bhsv", summed, w_uv)

@@ -1,0 +1,102 @@
+"""The language model: embedding, blocks, head, and the optional module that predicts a second token."""
+
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from moekit.config.model import MLAConfig, ModelConfig
+from moekit.model.attention import Context, visibility
+from moekit.model.block import Block
+from moekit.model.cache import Cache
+from moekit.model.init import initialise
+from moekit.model.mtp import MultiTokenPrediction
+from moekit.model.norm import RMSNorm
+from moekit.model.rope import rotation
+from moekit.moe.layer import MoE
+from moekit.moe.routing import Routing
+from moekit.tensors import Bool, Float, Int, Tensor
+
+
+class Output(NamedTuple):
+    """Scores of the next token at each place, and one routing for each mixture-of-experts layer."""
+
+    logits: Float[Tensor, "B S V"]
+    routings: tuple[Routing, ...]
+
+
+class Hidden(NamedTuple):
+    """The last layer's output after the final norm, and one routing for each mixture-of-experts layer."""
+
+    states: Float[Tensor, "B S D"]
+    routings: tuple[Routing, ...]
+
+
+class Transformer(nn.Module):
+    """A decoder-only language model. `model(ids)` gives logits and routings; a `Cache` makes generation incremental."""
+
+    def __init__(self, config: ModelConfig, generator: torch.Generator | None = None) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.vocab_size, config.width)
+        self.layers = nn.ModuleList(Block(config, layer in config.dense_layers) for layer in range(config.n_layers))
+        self.norm = RMSNorm(config.width, config.norm_epsilon)
+        self.head = nn.Linear(config.width, config.vocab_size, bias=False)
+        if config.tie_embeddings:
+            self.head.weight = self.embedding.weight
+        self.mtp = MultiTokenPrediction(config) if config.mtp_depth else None
+        initialise(self, config.init_std, generator)
+
+    def forward(
+        self, ids: Int[Tensor, "B S"], cache: Cache | None = None, mask: Bool[Tensor, "B S"] | None = None
+    ) -> Output:
+        """Logits of the token after each of `ids`. `mask` is False at padding, which must stand on the left.
+
+        With a cache, `ids` follow what it remembers and are added to it.
+        """
+        states, routings = self.hidden(ids, cache, mask)
+        return Output(self.head(states), routings)
+
+    def hidden(
+        self, ids: Int[Tensor, "B S"], cache: Cache | None = None, mask: Bool[Tensor, "B S"] | None = None
+    ) -> Hidden:
+        """As `forward`, without the head."""
+        context = self._context(ids, cache, mask)
+        x = self.embedding(ids)
+        routings = []
+        for index, layer in enumerate(self.layers):
+            x, routing = layer(x, context, None if cache is None else cache.layers[index], mask)
+            if routing is not None:
+                routings.append(routing)
+        return Hidden(self.norm(x), tuple(routings))
+
+    def hidden_after_next(
+        self, states: Float[Tensor, "B S D"], next_ids: Int[Tensor, "B S"], mask: Bool[Tensor, "B S"] | None = None
+    ) -> Hidden:
+        """Multi-token prediction: states h_i and tokens i + 1 give states whose head predicts tokens i + 2."""
+        if self.mtp is None:
+            raise ValueError("this model has no multi-token prediction module")
+        context = self._context(next_ids, None, mask)
+        x, routing = self.mtp(states, self.embedding(next_ids), context, mask)
+        return Hidden(x, () if routing is None else (routing,))
+
+    def new_cache(self, capacity: int) -> Cache:
+        """An empty cache with room for `capacity` tokens, padding included."""
+        return Cache(self.config.n_layers, capacity)
+
+    def moe_layers(self) -> list[MoE]:
+        """The mixture-of-experts layers in the order of `Output.routings`, then that of the prediction module."""
+        blocks = [*self.layers, *([self.mtp.block] if self.mtp is not None else [])]
+        return [block.feed_forward for block in blocks if isinstance(block.feed_forward, MoE)]
+
+    def _context(self, ids: Tensor, cache: Cache | None, mask: Tensor | None) -> Context:
+        past, n_new = 0 if cache is None else cache.length, ids.shape[1]
+        positions = torch.arange(past, past + n_new, device=ids.device)
+        visible = visibility(mask, n_new, cache)
+        real = mask if cache is None else cache.mask
+        if real is not None:
+            # Positions count real tokens, so that a padded prompt reads as it would alone.
+            positions = (real.long().cumsum(dim=1) - 1).clamp_min(0)[:, past:]
+        attention = self.config.attention
+        width = attention.qk_rope_head_dim if isinstance(attention, MLAConfig) else attention.head_dim
+        return Context(rotation(self.config.rope, width, positions), None if visible is None else visible.to(ids.device))

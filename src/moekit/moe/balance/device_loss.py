@@ -1,0 +1,27 @@
+"""Device-level balance loss (arXiv 2401.06066, eqs 15-17): balance among devices, not among all experts."""
+
+from moekit.config.balance import DeviceLoss
+from moekit.config.moe import MoEConfig
+from moekit.moe.balance.rule import BalanceRule, StepCount
+from moekit.moe.balance.shares import chosen, frequency, probability
+from moekit.moe.routing import Routing
+from moekit.tensors import Float, Int, Tensor
+
+
+class DeviceLossRule(BalanceRule):
+    """f' is the mean of f over a device's experts, P' the sum of P."""
+
+    def __init__(self, rule: DeviceLoss, config: MoEConfig) -> None:
+        super().__init__()
+        self.rule = rule
+        self.factor = config.n_routed / config.top_k
+
+    def count(self, routing: Routing) -> Int[Tensor, " E"] | None:
+        return chosen(routing.experts, routing).sum(dim=0) if self.rule.scope == "batch" else None
+
+    def loss(self, routing: Routing, step: StepCount | None = None) -> Float[Tensor, ""]:
+        devices = (self.rule.n_devices, -1)
+        counts = chosen(routing.experts, routing)
+        f = self.factor * frequency(counts, routing, self.rule.scope, step).unflatten(-1, devices).mean(dim=-1)
+        p = probability(routing, self.rule.scope).unflatten(-1, devices).sum(dim=-1)
+        return self.rule.coefficient * (f * p).sum(dim=-1).mean()

@@ -1,0 +1,25 @@
+"""Expert-level balance loss (arXiv 2401.06066, eqs 12-14): coefficient * sum over experts of f_i P_i."""
+
+from moekit.config.balance import ExpertLoss
+from moekit.config.moe import MoEConfig
+from moekit.moe.balance.rule import BalanceRule, StepCount
+from moekit.moe.balance.shares import chosen, frequency, probability
+from moekit.moe.routing import Routing
+from moekit.tensors import Float, Int, Tensor
+
+
+class ExpertLossRule(BalanceRule):
+    """Pulls probability away from experts with more than their share of the tokens."""
+
+    def __init__(self, rule: ExpertLoss, config: MoEConfig) -> None:
+        super().__init__()
+        self.rule = rule
+        self.factor = config.n_routed / config.top_k
+
+    def count(self, routing: Routing) -> Int[Tensor, " E"] | None:
+        return chosen(routing.experts, routing).sum(dim=0) if self.rule.scope == "batch" else None
+
+    def loss(self, routing: Routing, step: StepCount | None = None) -> Float[Tensor, ""]:
+        counts = chosen(routing.experts, routing)
+        f = self.factor * frequency(counts, routing, self.rule.scope, step)
+        return self.rule.coefficient * (f * probability(routing, self.rule.scope)).sum(dim=-1).mean()

@@ -1,0 +1,39 @@
+"""What a balancing rule is: a bias for the selection, a term of the loss, a state that follows the load."""
+
+from typing import NamedTuple
+
+from torch import nn
+
+from moekit.moe.routing import Routing
+from moekit.tensors import Float, Int, Tensor
+
+
+class StepCount(NamedTuple):
+    """What a rule counted over all micro-batches of an optimizer step, and the real tokens it counted over."""
+
+    counts: Int[Tensor, " X"]
+    tokens: int
+
+
+class BalanceRule(nn.Module):
+    """Hooks that do nothing; a rule overrides those it needs.
+
+    Losses see assignments before dropping, count real tokens only, and equal their coefficient at perfect balance.
+    They are means over sequences or tokens: the loss of a micro-batch enters the step's by its share of the tokens.
+    """
+
+    def bias(self) -> Float[Tensor, " E"] | None:
+        """What is added to the scores when experts are chosen, never to the weights."""
+        return None
+
+    def count(self, routing: Routing) -> Int[Tensor, " X"] | None:  # noqa: ARG002
+        """What `loss` must know of the whole step, to be summed over micro-batches beforehand; None: nothing."""
+        return None
+
+    def loss(self, routing: Routing, step: StepCount | None = None) -> Float[Tensor, ""] | None:  # noqa: ARG002
+        """The term of the objective. Without `step`, the routing given is taken for the whole step."""
+        return None
+
+    def after_step(self, load: Int[Tensor, " E"]) -> None:  # noqa: ARG002
+        """Follow the load of the optimizer step that ended."""
+        return None
