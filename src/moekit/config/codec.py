@@ -30,7 +30,7 @@ def update(base: T, data: Mapping[str, Any]) -> T:
         try:
             changes[name] = _decode(fields[name], value, getattr(base, name))
         except ConfigError as error:
-            raise (error.inside(name) if error.key else ConfigError(name, error.reason, error.hint)) from None
+            raise error.inside(name) from None
     return dataclasses.replace(base, **changes)  # type: ignore[type-var]
 
 
@@ -57,10 +57,12 @@ def overrides(pairs: list[tuple[str, str]]) -> dict[str, Any]:
     for key, text in pairs:
         *sections, last = key.split(".")
         place = table
-        for section in sections:
-            inner = place.get(section)
-            place[section] = inner if isinstance(inner, dict) else {"none": True} if inner == "none" else {}
-            place = place[section]
+        for depth, section in enumerate(sections, 1):
+            inner = place.get(section, {})
+            inner = {"none": True} if inner == "none" else _literal(inner)
+            if not isinstance(inner, dict):
+                raise ConfigError(".".join(sections[:depth]), f"{inner!r} is not a section")
+            place[section] = place = inner
         place[last] = text
     return table
 
@@ -70,6 +72,10 @@ def _decode(kind: Any, value: Any, base: Any) -> Any:
     members = _members(kind)
     if value == "none" and NoneType in members:
         return None
+    may_be_empty = NoneType in members or isinstance(base, tuple)
+    if may_be_empty and isinstance(value, Mapping) and value.get("none") is True:
+        value = {key: inner for key, inner in value.items() if key != "none"}
+        base = () if isinstance(base, tuple) else None
     members = [member for member in members if member is not NoneType]
     if all(dataclasses.is_dataclass(member) for member in members):
         return _decode_table(members, value, base)
@@ -85,20 +91,25 @@ def _decode_table(members: list[Any], value: Any, base: Any) -> Any:
     value = _literal(value)
     if not isinstance(value, Mapping):
         raise ConfigError("", f"{value!r} is not a section")
-    by_kind = {_kind(member): member for member in members}
-    kind = value.get("kind", _kind(type(base)) if base is not None else next(iter(by_kind)))
-    if kind not in by_kind:
-        raise ConfigError("kind", f"{kind!r} is not one of {', '.join(map(str, by_kind))}", _near(str(kind), by_kind))
-    chosen = by_kind[kind]
+    chosen = members[0] if len(members) == 1 else _member(members, value, base)
     start = base if type(base) is chosen else _defaults(chosen)
     if isinstance(start, dict):
         return _construct(chosen, value)
     return update(start, value)
 
 
+def _member(members: list[Any], value: Mapping[str, Any], base: Any) -> Any:
+    """The member of the tagged union that `kind` names; without it, that of `base`."""
+    by_kind = {_kind(member): member for member in members}
+    kind = value.get("kind", _kind(type(base)) if base is not None else next(iter(by_kind)))
+    if not isinstance(kind, str) or kind not in by_kind:
+        raise ConfigError("kind", f"{kind!r} is not one of {', '.join(map(str, by_kind))}", _near(str(kind), by_kind))
+    return by_kind[kind]
+
+
 def _decode_tuple(item: Any, value: Any, base: tuple[Any, ...]) -> tuple[Any, ...]:
     members = _members(item)
-    if value == "none":
+    if value in ("none", []):
         return ()
     if dataclasses.is_dataclass(members[0]) and _kind(members[0]) is not None:
         return _decode_keyed(members, value, base)
@@ -112,7 +123,7 @@ def _decode_tuple(item: Any, value: Any, base: tuple[Any, ...]) -> tuple[Any, ..
             old = base[index] if index < len(base) and isinstance(entry, Mapping) else None
             decoded.append(entry if type(entry) in members else _decode(item, entry, old))
         except ConfigError as error:
-            raise (error.inside(str(index)) if error.key else ConfigError(str(index), error.reason)) from None
+            raise error.inside(str(index)) from None
     return tuple(decoded)
 
 
@@ -130,10 +141,8 @@ def _decode_keyed(members: list[Any], value: Any, base: tuple[Any, ...]) -> tupl
     by_kind = {_kind(member): member for member in members}
     if not isinstance(value, Mapping):
         raise ConfigError("", f"{value!r} is not a section", f"its members are {', '.join(by_kind)}")
-    entries = {} if value.get("none") is True else {_kind(type(entry)): entry for entry in base}
+    entries = {_kind(type(entry)): entry for entry in base}
     for key, settings in value.items():
-        if key == "none" and settings is True:
-            continue
         kind = key.replace("-", "_")
         if kind not in by_kind:
             raise ConfigError(key, "unknown key", _near(kind, by_kind))
@@ -141,9 +150,9 @@ def _decode_keyed(members: list[Any], value: Any, base: tuple[Any, ...]) -> tupl
             entries.pop(kind, None)
             continue
         try:
-            entries[kind] = _decode_table([by_kind[kind]], settings, entries.get(kind))
+            entries[kind] = _decode(by_kind[kind] | None, settings, entries.get(kind))
         except ConfigError as error:
-            raise (error.inside(kind) if error.key else ConfigError(kind, error.reason, error.hint)) from None
+            raise error.inside(kind) from None
     return tuple(entries.values())
 
 
@@ -181,8 +190,9 @@ def _members(kind: Any) -> list[Any]:
 
 
 def _kind(cls: Any) -> str | None:
+    """The tag of a member of a tagged union. A `kind` that takes several values is a field like any other."""
     tag = {field.name: field for field in dataclasses.fields(cls)}.get("kind")
-    return None if tag is None else tag.default  # type: ignore[return-value]
+    return tag.default if tag is not None and len(get_args(tag.type)) == 1 else None  # type: ignore[return-value]
 
 
 def _field_types(cls: Any) -> dict[str, Any]:
@@ -209,7 +219,7 @@ def _construct(cls: Any, data: Mapping[str, Any]) -> Any:
         try:
             values[name] = _decode(fields[name], value, None)
         except ConfigError as error:
-            raise (error.inside(name) if error.key else ConfigError(name, error.reason, error.hint)) from None
+            raise error.inside(name) from None
     return cls(**values)
 
 
@@ -247,4 +257,5 @@ def _toml_value(value: Any) -> str:
     if isinstance(value, float):
         text = repr(value)
         return text if re.search(r"[.e]", text) else text + ".0"
-    return json.dumps(value, ensure_ascii=False)
+    # JSON leaves the delete character as it is, TOML wants it escaped.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -19,7 +19,7 @@ class ConfigError(InputError):
 
     def inside(self, prefix: str) -> "ConfigError":
         """The same error, told from outside the section `prefix`."""
-        return ConfigError(f"{prefix}.{self.key}", self.reason, self.hint)
+        return ConfigError(f"{prefix}.{self.key}" if self.key else prefix, self.reason, self.hint)
 
 
 def check(holds: bool, key: str, message: str, hint: str = "") -> None:

@@ -71,9 +71,12 @@ class MoEConfig:
         )
         check(self.n_shared > 0 or not self.shared_gate, "shared_gate", "there is no shared expert to gate")
         self._check_groups()
+        self._check_gradient()
         kinds = [rule.kind for rule in self.balance]
         twice = sorted({kind for kind in kinds if kinds.count(kind) > 1})
         check(not twice, "balance", f"{', '.join(twice)} is given twice")
+        # Rules do not depend on their order; equal sets of rules should make equal configurations.
+        object.__setattr__(self, "balance", tuple(sorted(self.balance, key=lambda rule: rule.kind)))
         for rule in self.balance:
             if isinstance(rule, DeviceLoss | CommunicationLoss) and self.n_routed % rule.n_devices:
                 message = f"{self.n_routed} experts do not divide among {rule.n_devices} devices"
@@ -90,6 +93,16 @@ class MoEConfig:
             raise ConfigError("routing.top_k_groups", message)
         if routing.n_groups > 1 and routing.group_score == "top2_sum" and size < 2:
             raise ConfigError("routing.group_score", "top2_sum needs at least 2 experts in each group")
+
+    def _check_gradient(self) -> None:
+        """With one expert per token and a weight that is always 1, the output tells the router nothing."""
+        routing = self.routing
+        if self.top_k > 1 or self.n_routed == 1:
+            return
+        message = "with top_k = 1 the weight is always 1 and the router gets no gradient from the output"
+        check(not routing.renormalise, "routing.renormalise", message, "set it to false, or raise top_k")
+        certain = routing.order == "top_k_then_score" and routing.score == "softmax"
+        check(not certain, "routing.order", message, "choose score_then_top_k, or raise top_k")
 
     @property
     def shared_width(self) -> int:

@@ -88,8 +88,15 @@ def _read(source: Source, config: DataConfig, cache: Path) -> _Texts:
     if not source.valid:
         return _Texts(source, hold_out(documents.texts, config.valid_share, config.valid_bytes), documents.skips)
     valid = read_validation(source, cache)
-    split = Split(documents.texts, at_most(valid.texts, config.valid_bytes))
-    return _Texts(source, split, documents.skips + valid.skips)
+    held = at_most(valid.texts, config.valid_bytes)
+    known = set(held)
+    train = [text for text in documents.texts if text not in known]
+    if not train:
+        raise InputError(f"{source.path}: all of it is also in {source.valid}", "validate on other text")
+    skips = documents.skips + valid.skips
+    if repeated := len(documents.texts) - len(train):
+        skips += (Skip("also in the validation text", repeated, source.valid),)
+    return _Texts(source, Split(train, held), skips)
 
 
 def _tokenizer(

@@ -127,7 +127,7 @@ def _modules() -> Iterator[Module]:
         try:
             with tokenize.open(path) as file:
                 yield split_module(file.read())
-        except (SyntaxError, UnicodeDecodeError):
+        except (SyntaxError, ValueError):
             continue  # templates and code for other versions of Python
 
 

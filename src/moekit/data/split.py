@@ -33,14 +33,14 @@ def hold_out(texts: list[str], share: float, limit: int) -> Split:
 
 
 def at_most(texts: list[str], limit: int) -> list[str]:
-    """The first documents of together at most `limit` bytes; a first one above that is cut."""
-    kept: list[str] = []
+    """The first documents, of at most `limit` bytes together; where even the first is longer, its beginning."""
+    kept, taken = [], 0
     for text in texts:
-        limit -= len(text.encode())
-        if limit < 0:
+        taken += len(text.encode())
+        if taken > limit:
             break
         kept.append(text)
-    return kept or [texts[0].encode()[: limit + len(texts[0].encode())].decode(errors="ignore")]
+    return kept or [texts[0].encode()[:limit].decode(errors="ignore") or texts[0][0]]
 
 
 def _cut(texts: list[str], chosen: str, share: float, limit: int) -> Split:

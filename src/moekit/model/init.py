@@ -29,6 +29,3 @@ def initialise(model: nn.Module, std: float, generator: torch.Generator | None =
             tensor.zero_()
         else:
             tensor.normal_(0.0, std, generator=generator)
-    for buffer in model.buffers():
-        if not buffer.is_meta:
-            buffer.zero_()

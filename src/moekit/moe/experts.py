@@ -26,16 +26,16 @@ class Experts(nn.Module):
 
 
 class _ExpertBlock(torch.autograd.Function):
-    """Gather, two products per expert around SwiGLU, weighted sum; gradients need the first product alone.
+    """Gather, two products per expert around SwiGLU, weighted sum; the backward needs the first product alone.
 
     Indexing a stacked parameter under autograd would allocate a full-size zero gradient for each expert.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor, plan: Dispatch) -> Tensor:
-        hidden = _per_expert(x.index_select(0, plan.tokens), gate_up.mT, plan.rows)
+        hidden = _per_expert(x.index_select(0, plan.tokens), gate_up.mT, plan)
         gate, up = hidden.chunk(2, dim=-1)
-        out = _per_expert(F.silu(gate) * up, down.mT, plan.rows)
+        out = _per_expert(F.silu(gate) * up, down.mT, plan)
         ctx.save_for_backward(x, weights, gate_up, down, hidden)
         ctx.plan = plan
         return _sum_rows(out, plan, weights)
@@ -47,40 +47,39 @@ class _ExpertBlock(torch.autograd.Function):
         gate, up = hidden.chunk(2, dim=-1)
         silu = F.silu(gate)
         inner = silu * up
-        weight = weights.flatten()[plan.slots].unsqueeze(-1)
-        grad_out = grads[0].to(x.dtype).index_select(0, plan.tokens)
+        # Rows of padding hold some token's values; with a gradient of zero they add nothing anywhere.
+        grad_out = grads[0].to(x.dtype).index_select(0, plan.tokens).index_fill_(0, plan.padding, 0)
+        weight = _to_rows(weights.to(x.dtype), plan)
 
-        grad_inner = _per_expert(grad_out, down, plan.rows)
-        grad_weight = (grad_inner * inner).sum(dim=-1, dtype=torch.float32)
-        grad_weights = torch.zeros_like(weights).view(-1).index_copy_(0, plan.slots, grad_weight).view_as(weights)
-        weight = weight.to(inner.dtype)
-        grad_down = _outer_per_expert(grad_out, inner * weight, plan.rows)
+        grad_inner = _per_expert(grad_out, down, plan)
+        grad_weights = _to_places((grad_inner * inner).sum(dim=-1, dtype=weights.dtype), plan)
+        grad_down = _outer_per_expert(grad_out, inner.mul_(weight), plan)
 
         grad_inner *= weight
         grad_hidden = torch.empty_like(hidden)
         grad_gate, grad_up = grad_hidden.chunk(2, dim=-1)
         torch.mul(grad_inner, silu, out=grad_up)
-        grad_gate.copy_(torch.ops.aten.silu_backward(grad_inner * up, gate))
-        grad_gate_up = _outer_per_expert(grad_hidden, x.index_select(0, plan.tokens), plan.rows)
-        grad_x = _sum_rows(_per_expert(grad_hidden, gate_up, plan.rows), plan, None)
+        torch.ops.aten.silu_backward.grad_input(grad_inner.mul_(up), gate, grad_input=grad_gate)
+        grad_gate_up = _outer_per_expert(grad_hidden, x.index_select(0, plan.tokens), plan)
+        grad_x = _sum_rows(_per_expert(grad_hidden, gate_up, plan), plan, None)
         return grad_x, grad_weights, grad_gate_up, grad_down, None
 
 
-def _per_expert(x: Tensor, matrices: Tensor, rows: tuple[int, ...]) -> Tensor:
+def _per_expert(x: Tensor, matrices: Tensor, plan: Dispatch) -> Tensor:
     """[R in] times [E in out], row by row with the matrix of the row's expert: [R out]."""
     out = x.new_empty(x.shape[0], matrices.shape[-1])
     for expert, matrix in enumerate(matrices.unbind(0)):
-        start, end = rows[expert], rows[expert + 1]
+        start, end = plan.bounds[expert], plan.bounds[expert + 1]
         if end > start:
             torch.mm(x[start:end], matrix, out=out[start:end])
     return out
 
 
-def _outer_per_expert(left: Tensor, right: Tensor, rows: tuple[int, ...]) -> Tensor:
+def _outer_per_expert(left: Tensor, right: Tensor, plan: Dispatch) -> Tensor:
     """[R out] and [R in] to the gradients of the experts' matrices, [E out in]; zero for an expert without rows."""
-    out = left.new_empty(len(rows) - 1, left.shape[-1], right.shape[-1])
+    out = left.new_empty(len(plan.bounds) - 1, left.shape[-1], right.shape[-1])
     for expert, matrix in enumerate(out.unbind(0)):
-        start, end = rows[expert], rows[expert + 1]
+        start, end = plan.bounds[expert], plan.bounds[expert + 1]
         if end > start:
             torch.mm(left[start:end].mT, right[start:end], out=matrix)
         else:
@@ -88,12 +87,22 @@ def _outer_per_expert(left: Tensor, right: Tensor, rows: tuple[int, ...]) -> Ten
     return out
 
 
-def _sum_rows(rows: Tensor, plan: Dispatch, weights: Tensor | None) -> Tensor:
+def _sum_rows(values: Tensor, plan: Dispatch, weights: Tensor | None) -> Tensor:
     """[R D] back to tokens: the (weighted) sum over each token's served places, accumulated in float32: [T D]."""
-    served, (n_tokens, top_k) = rows.shape[0], plan.inverse.shape
-    if served < n_tokens * top_k:
-        rows = torch.cat([rows, rows.new_zeros(1, rows.shape[-1])])
-    if n_tokens == 0:
-        return rows.new_zeros(0, rows.shape[-1])
-    factors = None if weights is None else weights.to(rows.dtype)
-    return F.embedding_bag(plan.inverse, rows, mode="sum", per_sample_weights=factors)
+    if len(plan.rows) == 0:
+        return values.new_zeros(0, values.shape[-1])
+    if not plan.full:
+        values = torch.cat([values, values.new_zeros(1, values.shape[-1])])
+    factors = None if weights is None else weights.to(values.dtype)
+    return F.embedding_bag(plan.rows, values, mode="sum", per_sample_weights=factors)
+
+
+def _to_rows(weights: Tensor, plan: Dispatch) -> Tensor:
+    """The weight of each row, [R 1]; 0 for padding."""
+    rows = weights.new_zeros(plan.n_rows + 1).index_copy_(0, plan.rows.flatten(), weights.flatten())
+    return rows[:-1].unsqueeze(-1)
+
+
+def _to_places(values: Tensor, plan: Dispatch) -> Tensor:
+    """[R] back to the places of the routing, [T K]; 0 where a place is empty."""
+    return torch.cat([values, values.new_zeros(1)])[plan.rows]

@@ -52,7 +52,8 @@ class MoE(nn.Module):
         self.shared_gate = nn.Linear(config.width, 1, bias=False) if config.shared_gate else None
         self.balance = build_balance(config)
         for weight in self.parameters():
-            nn.init.normal_(weight, std=0.02)
+            if weight.requires_grad:
+                nn.init.normal_(weight, std=0.02)
 
     def forward(self, x: Float[Tensor, "*shape D"], mask: Bool[Tensor, "*shape"] | None = None) -> MoEOutput:
         """Tokens of any leading shape; the dimension before the last is the sequence. `mask` marks real tokens."""

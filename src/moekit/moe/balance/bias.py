@@ -1,7 +1,6 @@
 """Auxiliary-loss-free balancing (arXiv 2408.15664, Algorithm 1): a bias that steers the selection."""
 
 from collections.abc import Callable
-from typing import Self
 
 import torch
 from torch import nn
@@ -18,21 +17,23 @@ class BiasRule(BalanceRule):
     def __init__(self, rule: BiasBalance, config: MoEConfig) -> None:
         super().__init__()
         self.rate = rule.rate
-        self.correction = nn.Buffer(torch.zeros(config.n_routed, dtype=torch.float32))
+        # A parameter without gradient, as in released checkpoints, whose published counts include it.
+        self.selection_bias = nn.Parameter(torch.zeros(config.n_routed, dtype=torch.float32), requires_grad=False)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "BiasRule":
         # In bfloat16 a bias of 0.5 could not move by 0.001: follow the device, keep float32.
-        before = self.correction
+        before = self.selection_bias.detach()
         super()._apply(fn, recurse)
-        after = self.correction
+        after = self.selection_bias
         if after.dtype != torch.float32:
-            self.correction = torch.empty_like(after, dtype=torch.float32) if before.is_meta else before.to(after.device)
+            kept = torch.empty_like(after, dtype=torch.float32) if before.is_meta else before.to(after.device)
+            self.selection_bias = nn.Parameter(kept, requires_grad=False)
         return self
 
     def bias(self) -> Float[Tensor, " E"]:
-        return self.correction
+        return self.selection_bias
 
     @torch.no_grad()
     def after_step(self, load: Int[Tensor, " E"]) -> None:
         load = load.float()
-        self.correction += self.rate * torch.sign(load.mean() - load)
+        self.selection_bias += self.rate * torch.sign(load.mean() - load)

@@ -1,0 +1,1 @@
+"""What the experts of a trained model do: which text goes where, and how even the load is."""

@@ -1,0 +1,1 @@
+"""Reading and writing models: the only place that touches weights on disk."""

@@ -1,0 +1,35 @@
+"""Which part of which of our tensors each tensor of a checkpoint is, in both directions from one map."""
+
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+from moekit.config.families import Names
+from moekit.tensors import Tensor
+
+
+class Piece(NamedTuple):
+    """The tensor `hub` of a checkpoint is `ours[index]`."""
+
+    hub: str
+    ours: str
+    index: tuple[int | slice, ...]
+
+
+def pieces(shapes: Mapping[str, tuple[int, ...]], names: Names | None) -> Iterator[Piece]:
+    """The checkpoint's tensors that make up our tensors of the given shapes. Without names each is its own."""
+    for ours, shape in shapes.items():
+        hub = ours if names is None else names[ours]
+        parts = (hub,) if isinstance(hub, str) else hub
+        experts = range(shape[0]) if "{expert}" in parts[0] else (None,)
+        for expert in experts:
+            rows_at = 0 if expert is None else 1
+            size = shape[rows_at] // len(parts) if len(parts) > 1 else None
+            for number, part in enumerate(parts):
+                rows = () if size is None else (slice(number * size, (number + 1) * size),)
+                name = part if expert is None else part.format(expert=expert)
+                yield Piece(name, ours, rows if expert is None else (expert, *rows))
+
+
+def take(tensor: Tensor, piece: Piece) -> Tensor:
+    """The part of our tensor that the piece names, as a view."""
+    return tensor[piece.index] if piece.index else tensor

@@ -1,0 +1,156 @@
+"""`moekit eval`: how well a model folder predicts texts, beside what compressors need."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from moekit.config.errors import InputError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+    from tokenizers import Tokenizer
+
+    from moekit.evaluate.text import Evaluation
+    from moekit.model.transformer import Transformer
+
+LONGEST = 1024
+"""Window without --sequence-length, where the model is made for more: attention's cost grows with its square."""
+
+
+class Data(NamedTuple):
+    """One text to evaluate."""
+
+    name: str
+    path: str
+    text: str
+
+
+class Row(NamedTuple):
+    """What is known of one text."""
+
+    data: Data
+    evaluation: "Evaluation"
+    compressors: dict[str, float]
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the options."""
+    add = parser.add_argument
+    add("path", metavar="PATH", help="model folder: a run of moekit, or a Hugging Face MoE folder")
+    add("--data", action="append", default=[], metavar="[NAME=]FILE", help="UTF-8 text to predict; repeatable")
+    add("--sequence-length", type=int, metavar="N", help=f"tokens in a window (the model's longest, {LONGEST} at most)")
+    add("--stride", type=int, metavar="N", help="tokens from window to window (half a window); less: more context")
+    add("--batch", type=int, default=8, metavar="N", help="windows at a time (%(default)s)")
+    add("--device", default="cpu", help="where to compute (%(default)s)")
+    add("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="auto: as the folder stores it")
+    add("--json", action="store_true", help="print one JSON object")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Read the texts, evaluate each, print."""
+    if not args.data:
+        raise InputError("there is no text to evaluate", "name one: --data valid.txt")
+    texts = read_all(args.data)
+    for key in ("sequence_length", "stride", "batch"):
+        value = getattr(args, key)
+        if value is not None and value < 1:
+            raise InputError(f"--{key.replace('_', '-')} {value}: must be above 0")
+
+    from moekit.checkpoint.load import load, load_tokenizer, stop_ids  # noqa: PLC0415 - torch only when it is needed
+    from moekit.evaluate.text import start_id  # noqa: PLC0415
+
+    tokenizer = load_tokenizer(args.path)
+    start = start_id(tokenizer, tuple(stop_ids(args.path)))
+    model = load(args.path, dtype=None if args.dtype == "auto" else args.dtype, device=args.device)
+    length = args.sequence_length or min(model.config.max_positions, LONGEST)
+    stride = args.stride or max(length // 2, 1)
+    rows = [_evaluate(model, tokenizer, data, start, (length, stride, args.batch)) for data in texts]
+    if args.json:
+        shape = {"sequence_length": length, "stride": stride}
+        print(json.dumps({"path": args.path, **shape, "data": [_as_json(row) for row in rows]}))
+        return 0
+
+    from rich.console import Console  # noqa: PLC0415
+
+    Console().print(_as_table(rows))
+    return 0
+
+
+def read_all(options: list[str]) -> list[Data]:
+    """The texts of all `--data` options; their names must differ."""
+    texts = [read(option) for option in options]
+    names = [data.name for data in texts]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise InputError(f"two texts are called `{twice}`", "name each: --data NAME=FILE")
+    return texts
+
+
+def read(option: str) -> Data:
+    """The text of `NAME=FILE` or `FILE`; the name is the file's where none is given."""
+    name, equals, path = option.partition("=")
+    if not equals or Path(option).exists():
+        name, path = Path(option).stem, option
+    file = Path(path)
+    if not file.is_file():
+        raise InputError(f"{path}: {'is a folder' if file.is_dir() else 'no such file'}", "name a UTF-8 text file")
+    try:
+        text = file.read_bytes().decode()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: is not UTF-8 text (byte {error.start})") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    if not text:
+        raise InputError(f"{path}: is empty")
+    return Data(name, path, text)
+
+
+def _evaluate(model: "Transformer", tokenizer: "Tokenizer", data: Data, start: int, shape: tuple[int, int, int]) -> Row:
+    import numpy as np  # noqa: PLC0415
+    from rich.console import Console  # noqa: PLC0415
+    from rich.progress import Progress  # noqa: PLC0415
+
+    from moekit.evaluate.baseline import compressed_bits_per_byte  # noqa: PLC0415
+    from moekit.evaluate.text import evaluate_tokens  # noqa: PLC0415
+
+    ids = tokenizer.encode(data.text, add_special_tokens=False).ids
+    if tokenizer.decode(ids, skip_special_tokens=False) != data.text:
+        note = f"note: the tokenizer does not keep all of {data.path}; what it drops counts as predicted for free"
+        print(note, file=sys.stderr)
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        print(f"evaluating {data.name}: {len(ids)} tokens", file=sys.stderr)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task(data.name, total=len(ids))
+        evaluation = evaluate_tokens(
+            model, np.array(ids), len(data.text.encode()), start, *shape, on_tokens=lambda n: progress.advance(task, n)
+        )
+    return Row(data, evaluation, compressed_bits_per_byte(data.text))
+
+
+def _as_json(row: Row) -> dict[str, object]:
+    return {"name": row.data.name, "file": row.data.path, **row.evaluation._asdict(), **row.compressors}
+
+
+def _as_table(rows: list[Row]) -> "Table":
+    from rich.table import Table  # noqa: PLC0415
+
+    table = Table(title="bits per byte of text, with the model's 95 % interval; fewer is better")
+    table.add_column("text")
+    for name in ("model", "interval", "gzip -9", "xz -9", "loss", "perplexity", "tokens", "bytes"):
+        table.add_column(name, justify="right")
+    for data, found, compressors in rows:
+        low_high = "too short" if found.interval is None else f"{found.interval.low:.3f} to {found.interval.high:.3f}"
+        table.add_row(
+            data.name,
+            f"{found.bits_per_byte:.3f}",
+            low_high,
+            *(f"{bits:.3f}" for bits in compressors.values()),
+            f"{found.loss:.4f}",
+            f"{found.perplexity:.2f}",
+            str(found.tokens),
+            str(found.bytes),
+        )
+    return table

@@ -1,0 +1,1 @@
+"""Text into tokens: documents, tokenizers, corpora and batches."""

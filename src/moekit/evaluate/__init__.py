@@ -1,0 +1,1 @@
+"""How well a model predicts text: loss, perplexity, bits per byte, and what a compressor needs."""

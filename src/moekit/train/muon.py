@@ -1,0 +1,77 @@
+"""Muon (Keller Jordan 2024; arXiv 2502.16982): orthogonalised momentum, for stacks of matrices at once."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch.optim.optimizer import Optimizer
+
+from moekit.tensors import Float, Tensor
+
+COEFFICIENTS = (3.4445, -4.775, 2.0315)
+"""Of the quintic Newton-Schulz iteration: the steepest slope at zero that still keeps singular values near 1."""
+
+
+class Muon(Optimizer):
+    """torch.optim.Muon takes plain matrices only; this takes [..., out, in], each matrix on its own, in one batch.
+
+    The update has the root mean square of AdamW's (0.2 sqrt(max(out, in)), arXiv 2502.16982, section 2.2), so that both
+    share learning rate and decay. A parameter of a group with `parts = 2` holds two matrices above each other (gate
+    and up), which are orthogonalised apart.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[dict[str, Any]],
+        lr: float,
+        momentum: float = 0.95,
+        weight_decay: float = 0.1,
+        steps: int = 5,
+    ) -> None:
+        super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay, steps=steps, parts=1))
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """Move every parameter that has a gradient."""
+        if closure is not None:
+            raise ValueError("Muon takes no closure")
+        batches: dict[tuple[int, ...], list[tuple[Tensor, Tensor, dict[str, Any]]]] = {}
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    update = self._momentum(parameter, group)
+                    width, height = sorted(update.shape[-2:])
+                    batches.setdefault((width, height, group["steps"]), []).append((parameter, update, group))
+        for (*_, steps), entries in batches.items():
+            self._move(entries, steps)
+
+    def _momentum(self, parameter: Tensor, group: dict[str, Any]) -> Float[Tensor, "N out in"]:
+        """Nesterov momentum of the gradient, as matrices to orthogonalise."""
+        state = self.state[parameter]
+        if "momentum" not in state:
+            state["momentum"] = torch.zeros_like(parameter)
+        momentum, gradient = state["momentum"], parameter.grad
+        assert gradient is not None
+        momentum.lerp_(gradient, 1 - group["momentum"])
+        update = gradient.lerp(momentum, group["momentum"])
+        rows = parameter.shape[-2] // group["parts"]
+        return update.view(-1, rows, parameter.shape[-1])
+
+    def _move(self, entries: list[tuple[Tensor, Tensor, dict[str, Any]]], steps: int) -> None:
+        flat = torch.cat([u if u.shape[-2] <= u.shape[-1] else u.mT for _, u, _ in entries]).bfloat16()
+        orthogonal = orthogonalise(flat, steps).split([u.shape[0] for _, u, _ in entries])
+        for (parameter, update, group), part in zip(entries, orthogonal, strict=True):
+            part = part if update.shape[-2] <= update.shape[-1] else part.mT
+            factor = 0.2 * max(update.shape[-2:]) ** 0.5
+            parameter.mul_(1 - group["lr"] * group["weight_decay"])
+            parameter.add_(part.reshape(parameter.shape), alpha=-group["lr"] * factor)
+
+
+def orthogonalise(x: Float[Tensor, "N short long"], steps: int) -> Float[Tensor, "N short long"]:
+    """Each matrix with its singular values near 1: `steps` rounds of Newton-Schulz."""
+    a, b, c = COEFFICIENTS
+    x = x / x.flatten(1).norm(dim=1).clamp_min(1e-7)[:, None, None]
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x

@@ -1,0 +1,58 @@
+"""bfloat16 computation with float32 master weights: the optimizer moves masters, the model holds their roundings."""
+
+import torch
+from torch import nn
+
+from moekit.tensors import Tensor
+
+
+class MasterWeights:
+    """The float32 weights of a model that computes in `dtype`. In float32 the model's parameters are the masters.
+
+    Gradients are added to the masters' in float32 after each micro-batch.
+    """
+
+    def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
+        named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.masters = {name: p.detach().clone().float().requires_grad_() for name, p in named.items()}
+        model.to(dtype)
+        self.working = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        if dtype == torch.float32:
+            self.masters = self.working
+        self.publish()
+
+    def collect(self) -> None:
+        """Move the gradients of the last backward pass to the masters, adding to what is there."""
+        if self.masters is self.working:
+            return
+        for name, working in self.working.items():
+            if working.grad is not None:
+                master = self.masters[name]
+                if master.grad is None:
+                    master.grad = working.grad.float()
+                else:
+                    master.grad += working.grad
+                working.grad = None
+
+    @torch.no_grad()
+    def publish(self) -> None:
+        """Round the masters into the model."""
+        if self.masters is not self.working:
+            torch._foreach_copy_(list(self.working.values()), list(self.masters.values()))
+
+    def clear(self) -> None:
+        """Forget all gradients."""
+        for parameter in (*self.masters.values(), *self.working.values()):
+            parameter.grad = None
+
+    def state(self, model: nn.Module) -> dict[str, Tensor]:
+        """The model's tensors with masters in place of their roundings."""
+        return {**model.state_dict(), **{name: p.detach() for name, p in self.masters.items()}}
+
+
+def compute_dtype(wanted: str, device: str) -> torch.dtype:
+    """`auto`: bfloat16 where matrix products of that type are fast here, else float32."""
+    if wanted != "auto":
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[wanted]
+    fast = torch.cuda.is_bf16_supported() if device.startswith("cuda") else torch.cpu._is_avx512_bf16_supported()
+    return torch.bfloat16 if fast else torch.float32
