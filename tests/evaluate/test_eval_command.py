@@ -25,7 +25,6 @@ def folder(tmp_path: Path, model: Transformer, tokenizer: Tokenizer, monkeypatch
     folder = tmp_path / "model"
     save_model(model.state_dict(), model.config, folder, tokenizer)
     monkeypatch.chdir(folder)
-    monkeypatch.setenv("COLUMNS", "200")
     Path("a.txt").write_text(TEXT, encoding="utf-8")
     Path("b=c.txt").write_text("brown fox\r\n", encoding="utf-8", newline="")
     return folder
@@ -70,6 +69,20 @@ def test_windows_are_as_long_as_the_model_is_made_for(folder: Path, capsys: pyte
     run("--data", "a.txt", "--json")
     found = json.loads(capsys.readouterr().out)
     assert (found["sequence_length"], found["stride"]) == (64, 32)
+
+
+def test_windows_of_a_run_are_as_long_as_in_training(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("run.json").write_text(json.dumps({"data": {"sequence_length": 24}}))
+    run("--data", "a.txt", "--json")
+    found = json.loads(capsys.readouterr().out)
+    assert (found["sequence_length"], found["stride"]) == (24, 12)
+
+
+def test_a_folder_that_is_not_there_is_an_error(folder: Path) -> None:
+    parser = argparse.ArgumentParser()
+    command.configure(parser)
+    with pytest.raises(InputError, match="missing: no such folder"):
+        command.run(parser.parse_args(["missing", "--data", "a.txt"]))
 
 
 def test_a_tokenizer_that_loses_text_is_noted(

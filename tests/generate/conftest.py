@@ -23,6 +23,11 @@ TINY = ModelConfig(
 )
 
 
+@pytest.fixture(scope="session")
+def tiny() -> ModelConfig:
+    return TINY
+
+
 @pytest.fixture(scope="session", params=["mla", "gqa"])
 def model(request: pytest.FixtureRequest) -> Transformer:
     gqa = GQAConfig(n_heads=4, n_kv_heads=2, head_dim=8)

@@ -113,6 +113,11 @@ def test_input_that_cannot_be_is_an_error(folder: Path, options: list[str], mess
     assert message in str(error.value)
 
 
+def test_a_folder_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="missing: no such folder"):
+        run(tmp_path / "missing", "--prompt", "a")
+
+
 def test_a_text_that_outgrows_the_model_is_noted(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(folder, "--ids", ",".join("1" * 127), "--json", "--max-new-tokens", "2")
     assert "note: text beyond 128 tokens" in capsys.readouterr().err

@@ -90,8 +90,13 @@ def decide(shape: Shape, dtype: torch.dtype = torch.float32) -> Decided:
 
 
 def routing_of(
-    logits: Tensor, top_k: int, n_sequences: int = 1, mask: Tensor | None = None, **settings: Any
+    logits: Tensor,
+    top_k: int,
+    n_sequences: int = 1,
+    mask: Tensor | None = None,
+    bias: Tensor | None = None,
+    **settings: Any,
 ) -> Routing:
     """The routing that these logits lead to, differentiable in them, in their own precision."""
-    experts, weights, scores = select(TopKRouting(**settings), top_k, logits)
+    experts, weights, scores = select(TopKRouting(**settings), top_k, logits, bias)
     return Routing(experts, weights, scores, logits, n_sequences, mask=mask)

@@ -18,9 +18,12 @@ def attended(q: Tensor, keys: list[Tensor], values: list[Tensor], scale: float) 
 
 
 def grouped_query_attention(
-    x: Tensor, module: torch.nn.Module, turns: list[float], layout: str, epsilon: float
+    x: Tensor, module: torch.nn.Module, turns: list[float], layout: str, epsilon: float, factor: float
 ) -> Tensor:
-    """One sequence [S D] through the weights of a GroupedQueryAttention (arXiv 2305.13245)."""
+    """One sequence [S D] through the weights of a GroupedQueryAttention (arXiv 2305.13245).
+
+    `factor` multiplies the softmax scale (YaRN).
+    """
     a = module.shape
     queries, keys, values = [], [], []
     for position, h in enumerate(x):
@@ -41,7 +44,7 @@ def grouped_query_attention(
             shared = head // (a.n_heads // a.n_kv_heads)
             past_keys = [key[shared] for key in keys[: t + 1]]
             past_values = [value[shared] for value in values[: t + 1]]
-            heads.append(attended(queries[t][head], past_keys, past_values, a.head_dim**-0.5))
+            heads.append(attended(queries[t][head], past_keys, past_values, a.head_dim**-0.5 * factor))
         rows.append(module.out(torch.cat(heads)))
     return torch.stack(rows)
 

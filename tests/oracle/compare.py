@@ -10,4 +10,4 @@ def relative_error(actual: Tensor, expected: Tensor) -> float:
     if not expected.numel():
         return 0.0
     difference = (actual.double() - expected.double()).abs().max()
-    return float(difference / expected.double().abs().max().clamp_min(torch.finfo(torch.float32).tiny))
+    return (difference / expected.double().abs().max().clamp_min(torch.finfo(torch.float32).tiny)).item()

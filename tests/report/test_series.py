@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moekit.report.curves import curves
-from moekit.report.series import Series, pick, smooth, tail_means, thin
+from moekit.report.series import Series, evenly, pick, smooth, tail_means, thin
 
 values = st.lists(st.floats(-1e6, 1e6) | st.just(math.nan), max_size=400)
 
@@ -27,6 +27,13 @@ def test_thinning_keeps_real_points_the_ends_and_the_extremes(entries, points):
         assert after.steps[0] == 0 and after.steps[-1] == len(entries) - 1
     if before.finite:
         assert (min(after.finite), max(after.finite)) == (min(before.finite), max(before.finite))
+
+
+@given(st.integers(0, 500), st.integers(2, 30))
+def test_even_places_rise_from_the_first_to_the_last(n, places):
+    chosen = evenly(n, places)
+    assert len(chosen) == min(n, places) and chosen == sorted(set(chosen))
+    assert n == 0 or (chosen[0], chosen[-1]) == (0, n - 1)
 
 
 @given(values)

@@ -2,14 +2,13 @@
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from moekit.cli.console import say, show_table
 from moekit.config.errors import InputError
 
 if TYPE_CHECKING:
-    from rich.table import Table
     from tokenizers import Tokenizer
 
     from moekit.evaluate.text import Evaluation
@@ -17,6 +16,8 @@ if TYPE_CHECKING:
 
 LONGEST = 1024
 """Window without --sequence-length, where the model is made for more: attention's cost grows with its square."""
+
+COLUMNS = ("text", "model", "interval", "gzip -9", "xz -9", "loss", "perplexity", "tokens", "bytes")
 
 
 class Data(NamedTuple):
@@ -40,7 +41,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("path", metavar="PATH", help="model folder: a run of moekit, or a Hugging Face MoE folder")
     add("--data", action="append", default=[], metavar="[NAME=]FILE", help="UTF-8 text to predict; repeatable")
-    add("--sequence-length", type=int, metavar="N", help=f"tokens in a window (the model's longest, {LONGEST} at most)")
+    add("--sequence-length", type=int, metavar="N", help=f"tokens in a window (as in training, else {LONGEST} at most)")
     add("--stride", type=int, metavar="N", help="tokens from window to window (half a window); less: more context")
     add("--batch", type=int, default=8, metavar="N", help="windows at a time (%(default)s)")
     add("--device", default="cpu", help="where to compute (%(default)s)")
@@ -58,24 +59,34 @@ def run(args: argparse.Namespace) -> int:
         if value is not None and value < 1:
             raise InputError(f"--{key.replace('_', '-')} {value}: must be above 0")
 
-    from moekit.checkpoint.load import load, load_tokenizer, stop_ids  # noqa: PLC0415 - torch only when it is needed
+    from moekit.checkpoint.load import load, load_config, load_tokenizer, stop_ids  # noqa: PLC0415 - torch comes late
     from moekit.evaluate.text import start_id  # noqa: PLC0415
 
-    tokenizer = load_tokenizer(args.path)
-    start = start_id(tokenizer, tuple(stop_ids(args.path)))
-    model = load(args.path, dtype=None if args.dtype == "auto" else args.dtype, device=args.device)
-    length = args.sequence_length or min(model.config.max_positions, LONGEST)
+    length = args.sequence_length or trained_length(args.path) or min(load_config(args.path).max_positions, LONGEST)
     stride = args.stride or max(length // 2, 1)
+    tokenizer = load_tokenizer(args.path)
+    start = start_id(tokenizer, stop_ids(args.path))
+    model = load(args.path, dtype=None if args.dtype == "auto" else args.dtype, device=args.device)
     rows = [_evaluate(model, tokenizer, data, start, (length, stride, args.batch)) for data in texts]
     if args.json:
         shape = {"sequence_length": length, "stride": stride}
         print(json.dumps({"path": args.path, **shape, "data": [_as_json(row) for row in rows]}))
-        return 0
-
-    from rich.console import Console  # noqa: PLC0415
-
-    Console().print(_as_table(rows))
+    else:
+        show_table(
+            "bits per byte of text, with the model's 95 % interval; fewer is better", COLUMNS, map(_as_cells, rows)
+        )
     return 0
+
+
+def trained_length(path: str) -> int | None:
+    """The length of the sequences that a run of moekit was trained on; small models fail beyond it."""
+    from moekit.checkpoint.load import read_json  # noqa: PLC0415
+
+    file = Path(path) / "run.json"
+    if not file.is_file():
+        return None
+    data = read_json(file).get("data", {})
+    return data.get("sequence_length") if isinstance(data, dict) else None
 
 
 def read_all(options: list[str]) -> list[Data]:
@@ -117,11 +128,10 @@ def _evaluate(model: "Transformer", tokenizer: "Tokenizer", data: Data, start: i
 
     ids = tokenizer.encode(data.text, add_special_tokens=False).ids
     if tokenizer.decode(ids, skip_special_tokens=False) != data.text:
-        note = f"note: the tokenizer does not keep all of {data.path}; what it drops counts as predicted for free"
-        print(note, file=sys.stderr)
+        say(f"note: the tokenizer does not keep all of {data.path}; what it drops counts as predicted for free")
     console = Console(stderr=True)
     if not console.is_terminal:
-        print(f"evaluating {data.name}: {len(ids)} tokens", file=sys.stderr)
+        say(f"evaluating {data.name}: {len(ids)} tokens")
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(data.name, total=len(ids))
         evaluation = evaluate_tokens(
@@ -134,23 +144,8 @@ def _as_json(row: Row) -> dict[str, object]:
     return {"name": row.data.name, "file": row.data.path, **row.evaluation._asdict(), **row.compressors}
 
 
-def _as_table(rows: list[Row]) -> "Table":
-    from rich.table import Table  # noqa: PLC0415
-
-    table = Table(title="bits per byte of text, with the model's 95 % interval; fewer is better")
-    table.add_column("text")
-    for name in ("model", "interval", "gzip -9", "xz -9", "loss", "perplexity", "tokens", "bytes"):
-        table.add_column(name, justify="right")
-    for data, found, compressors in rows:
-        low_high = "too short" if found.interval is None else f"{found.interval.low:.3f} to {found.interval.high:.3f}"
-        table.add_row(
-            data.name,
-            f"{found.bits_per_byte:.3f}",
-            low_high,
-            *(f"{bits:.3f}" for bits in compressors.values()),
-            f"{found.loss:.4f}",
-            f"{found.perplexity:.2f}",
-            str(found.tokens),
-            str(found.bytes),
-        )
-    return table
+def _as_cells(row: Row) -> list[str]:
+    found = row.evaluation
+    interval = "too short" if found.interval is None else f"{found.interval.low:.3f} to {found.interval.high:.3f}"
+    bits = [f"{found.bits_per_byte:.3f}", interval, *(f"{value:.3f}" for value in row.compressors.values())]
+    return [row.data.name, *bits, f"{found.loss:.4f}", f"{found.perplexity:.2f}", str(found.tokens), str(found.bytes)]

@@ -2,10 +2,10 @@
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from moekit.cli.console import say
 from moekit.config.errors import InputError
 
 if TYPE_CHECKING:
@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from moekit.generate.generate import Speed
     from moekit.generate.sampling import SamplingConfig
     from moekit.generate.text import Completion
-    from moekit.model.transformer import Transformer
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -43,14 +42,15 @@ def run(args: argparse.Namespace) -> int:
     if bool(args.prompt) == bool(args.ids):
         raise InputError("give either --prompt or --ids", 'for example --prompt "Once upon a time"')
 
-    from moekit.checkpoint.load import load, stop_ids  # noqa: PLC0415 - torch only when it is needed
+    from moekit.checkpoint.load import load, load_config, stop_ids  # noqa: PLC0415 - torch only when it is needed
     from moekit.generate.text import Stop, complete, encode_prompt  # noqa: PLC0415
 
+    config = load_config(args.path)
     tokenizer = _tokenizer(args)
-    ends = tuple(stop_ids(args.path))
+    ends = stop_ids(args.path)
     prompts = rows_of_ids or [encode_prompt(tokenizer, text, ends) for text in args.prompt if tokenizer is not None]
+    _check_lengths(prompts, args.max_new_tokens, config.max_positions)
     model = load(args.path, dtype=None if args.dtype == "auto" else args.dtype, device=args.device)
-    _check_lengths(model, prompts, args.max_new_tokens)
     live = len(prompts) == 1 and tokenizer is not None and not args.json
     beginnings = args.prompt or ["" if tokenizer is None else tokenizer.decode(ids) for ids in prompts]
     if live:
@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(as_json(done.rows, done.speed)))
         return 0
     print("" if live else "\n\n".join(_as_text(*pair) for pair in zip(beginnings, done.rows, strict=True)))
-    print(_as_words(done.speed), file=sys.stderr)
+    say(_as_words(done.speed))
     return 0
 
 
@@ -113,13 +113,12 @@ def _tokenizer(args: argparse.Namespace) -> "Tokenizer | None":
     return load_tokenizer(args.path)
 
 
-def _check_lengths(model: "Transformer", prompts: list[list[int]], max_new_tokens: int) -> None:
-    longest, limit = max(len(prompt) for prompt in prompts), model.config.max_positions
+def _check_lengths(prompts: list[list[int]], max_new_tokens: int, limit: int) -> None:
+    longest = max(len(prompt) for prompt in prompts)
     if longest > limit:
         raise InputError(f"the prompt has {longest} tokens, but the model is made for {limit}", "shorten the prompt")
     if longest + max_new_tokens > limit:
-        note = f"note: text beyond {limit} tokens is longer than the model is made for"
-        print(note, file=sys.stderr)
+        say(f"note: text beyond {limit} tokens is longer than the model is made for")
 
 
 def _show(text: str) -> None:

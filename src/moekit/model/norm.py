@@ -25,7 +25,7 @@ class _RMSNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-        wide = x.float() if x.dtype == torch.bfloat16 else x
+        wide = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
         scale = torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + epsilon)
         unit = (wide * scale).to(x.dtype)
         ctx.save_for_backward(unit, weight, scale)
@@ -35,8 +35,7 @@ class _RMSNorm(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
         unit, weight, scale = ctx.saved_tensors
         (grad,) = grads
-        along = tuple(range(grad.dim() - 1))
         grad_unit = grad * weight
         projection = (grad_unit * unit).mean(dim=-1, keepdim=True)
-        grad_weight = (grad * unit).sum(dim=along)
+        grad_weight = (grad * unit).flatten(end_dim=-2).sum(dim=0) if grad.dim() > 1 else grad * unit
         return torch.addcmul(grad_unit, unit, projection, value=-1).mul_(scale), grad_weight, None

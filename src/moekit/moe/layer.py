@@ -58,7 +58,7 @@ class MoE(nn.Module):
     def forward(self, x: Float[Tensor, "*shape D"], mask: Bool[Tensor, "*shape"] | None = None) -> MoEOutput:
         """Tokens of any leading shape; the dimension before the last is the sequence. `mask` marks real tokens."""
         tokens = x.reshape(-1, x.shape[-1])
-        n_sequences = tokens.shape[0] // x.shape[-2] if x.dim() > 1 and x.shape[-2] else 1
+        n_sequences = max(tokens.shape[0] // x.shape[-2], 1) if x.dim() > 1 and x.shape[-2] else 1
         flat_mask = None if mask is None else mask.reshape(-1)
         routing = self.router(tokens, selection_bias(self.balance), flat_mask, n_sequences)
         y = self.experts(tokens, routing.weights, dispatch(routing))

@@ -112,7 +112,7 @@ def _share_tables(use: ExpertUse) -> str:
     width = max((len(row) for row in rows), default=2)
     head = ["layer", "domain", "expert visited most", "second", "third"][:width]
     pairs: list[list[Cell]] = [
-        [f"{use.domains[a]}, {use.domains[b]}", *(layer.pairwise[a][b] for layer in use.layers)]
+        [f"{use.domains[a]}, {use.domains[b]}", *(fixed(layer.pairwise[a][b], 4) for layer in use.layers)]
         for a in range(len(use.domains))
         for b in range(a + 1, len(use.domains))
     ]

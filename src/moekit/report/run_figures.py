@@ -15,6 +15,8 @@ MANY = 6
 NOISY = 60
 """From so many points on, a curve is drawn smoothed over its own values."""
 
+ALL_BEST = " Every domain ended at its best."
+
 
 def run_figures(run: Curves) -> list[str]:
     """The figures for which there are values."""
@@ -40,42 +42,39 @@ def _loss(run: Curves) -> str:
             f" The mean of the last 10 % of steps is {number(last)}, {number(abs(last - before), 2)} {way} that of "
             "the 10 % before."
         )
-    table = curve_table([thin(series) for series in (*run.loss, *run.balance_losses)])
+    table = curve_table([*run.loss, *run.balance_losses])
     return figure("Does it still learn?", answer + _gaps(main), _chart(run.loss, "nats per token"), table)
 
 
 def _validation(lines: Sequence[Series]) -> str:
-    best = [min(series.finite, default=math.nan) for series in lines]
-    rising = [
-        series.name for series, low in zip(lines, best, strict=True) if math.isfinite(low) and series.last > low * 1.005
-    ]
     last = sum(series.last for series in lines) / len(lines)
-    answer = f"<strong>{number(last)}</strong> bits per byte on average at the last validation. "
-    answer += (
-        f"{len(rising)} of {len(lines)} domains ended above their best."
-        if rising
-        else "Every domain ended at its best."
-    )
-    return figure(
-        "Does it learn every domain?", answer, _chart(lines, "bits per byte of held-out text"), curve_table(lines)
-    )
+    answer = f"<strong>{number(last)}</strong> bits per byte on average at the last validation."
+    if max(len(series.values) for series in lines) > 1:
+        # Half a percent is within the noise of a validation.
+        rising = [series for series in lines if series.last > min(series.finite, default=math.nan) * 1.005]
+        answer += f" {len(rising)} of {len(lines)} domains ended above their best." if rising else ALL_BEST
+    chart = _chart(lines, "bits per byte of held-out text")
+    return figure("Does it learn every domain?", answer, chart, curve_table(lines))
 
 
 def _balance(run: Curves) -> str:
     lines = run.max_violation
     worst = max(lines, key=lambda series: series.last if math.isfinite(series.last) else -1.0)
     means = [tail[0] for series in lines if (tail := tail_means(series)) is not None]
-    dead = sum(series.last for series in run.dead_experts)
     answer = (
         f"In the last step the busiest expert of {worst.name} had <strong>{number(worst.last + 1)}</strong> times the "
-        f"mean load, the most of all layers; {number(dead)} experts had none. "
+        f"mean load, the most of all layers{_starved(run.dead_experts)}. "
     )
     if means:
         answer += f"Over the last 10 % of steps MaxVio is {number(sum(means) / len(means))} on average. "
     answer += "MaxVio is the largest load over the mean load, minus 1; 0 is perfect balance."
     shown = lines if len(lines) <= MANY else _extremes(lines)
-    table = curve_table([thin(series) for series in lines])
+    table = curve_table(lines)
     return figure("Is the load balanced over time?", answer, _chart(shown, "MaxVio of a step", zero=True), table)
+
+
+def _starved(lines: Sequence[Series]) -> str:
+    return f"; {number(sum(series.last for series in lines))} experts had none" if lines else ""
 
 
 def _extremes(lines: Sequence[Series]) -> list[Series]:
@@ -99,7 +98,7 @@ def _steadiness(run: Curves) -> str:
     at = next((step for step, value in zip(norm.steps, norm.values, strict=True) if value == largest), math.nan)
     answer = f"The gradient norm ends at <strong>{number(norm.last)}</strong>; "
     answer += f"its peak is {number(largest)} at step {number(at)}."
-    table = curve_table([thin(series) for series in (norm, run.lr) if series.values])
+    table = curve_table([series for series in (norm, run.lr) if series.values])
     return figure("Are the steps steady?", answer + _gaps(norm), _chart([norm], "gradient norm", log=True), table)
 
 
@@ -112,7 +111,7 @@ def _speed(run: Curves) -> str:
         f"<strong>{number(round(median) if known else median)}</strong> tokens per second in the median step{total}."
     )
     chart = _chart([speed], "tokens per second", zero=True)
-    return figure("How fast does it train?", answer, chart, curve_table([thin(speed)]))
+    return figure("How fast does it train?", answer, chart, curve_table([speed]))
 
 
 def _chart(lines: Sequence[Series], unit: str, *, log: bool = False, zero: bool = False) -> str:

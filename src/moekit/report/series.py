@@ -10,6 +10,12 @@ import numpy as np
 POINTS = 600
 """Most points of a series on the page: about one per pixel."""
 
+ROWS = 24
+"""Most rows of a table of curves."""
+
+LARGEST = 1e100
+"""Beyond it a value counts as infinite: sums and axes could not be computed in floats."""
+
 
 @dataclass(frozen=True, slots=True)
 class Series:
@@ -53,25 +59,37 @@ def look_up(row: Any, keys: Sequence[str]) -> float | None:
 def number_of(value: Any) -> float:
     """A float of whatever a metrics row holds; NaN for what is no number."""
     try:
-        return float(value)
+        number = float(value)
     except (TypeError, ValueError, OverflowError):
         return math.nan
+    return math.copysign(math.inf, number) if abs(number) > LARGEST else number
 
 
 def thin(series: Series, points: int = POINTS) -> Series:
-    """At most `points` of the points, all of them real: the lowest and highest of each stretch, so no spike is lost."""
+    """At most `points` of the points, all of them real: `evenly` spread ones, and the extremes of each stretch.
+
+    So no spike is lost, and what a table shows is among them.
+    """
     n = len(series.values)
     if n <= points:
         return series
-    kept = {0, n - 1}
-    for stretch in np.array_split(np.arange(1, n - 1), max((points - 2) // 2, 1)):
+    rows = min(ROWS, points // 2)
+    kept = set(evenly(n, rows))
+    for stretch in np.array_split(np.arange(n), (points - rows) // 2):
         values = np.array([series.values[i] for i in stretch], dtype=float)
-        if np.isfinite(values).any():
-            kept |= {int(stretch[np.nanargmin(_finite(values))]), int(stretch[np.nanargmax(_finite(values))])}
+        known = np.isfinite(values)
+        if known.any():
+            lowest, highest = np.where(known, values, np.inf).argmin(), np.where(known, values, -np.inf).argmax()
+            kept |= {int(stretch[lowest]), int(stretch[highest])}
         else:
             kept.add(int(stretch[0]))
     order = sorted(kept)
     return Series(series.name, [series.steps[i] for i in order], [series.values[i] for i in order])
+
+
+def evenly(n: int, places: int = ROWS) -> list[int]:
+    """At most `places` indices below `n` at even distances, the first and the last among them."""
+    return list(dict.fromkeys(round(i * (n - 1) / (places - 1)) for i in range(places))) if n > places else [*range(n)]
 
 
 def smooth(series: Series, share: float = 0.04) -> Series:
@@ -100,7 +118,3 @@ def tail_means(series: Series, share: float = 0.1) -> tuple[float, float] | None
     if n == 0:
         return None
     return float(np.mean(values[-n:])), float(np.mean(values[-2 * n : -n]))
-
-
-def _finite(values: np.ndarray) -> np.ndarray:
-    return np.where(np.isfinite(values), values, np.nan)

@@ -5,10 +5,7 @@ from typing import NamedTuple
 
 from moekit.report.charts.scale import number
 from moekit.report.charts.svg import escape
-from moekit.report.series import Series
-
-STEPS = 24
-"""Rows of a table of curves; report.json has every point."""
+from moekit.report.series import Series, evenly
 
 
 class Html(NamedTuple):
@@ -38,12 +35,11 @@ def figure(question: str, answer: str, drawing: str, numbers: str = "") -> str:
 
 
 def curve_table(lines: Sequence[Series]) -> str:
-    """The series side by side at some of their steps, the first and the last among them."""
+    """The series side by side at some steps of the longest; report.json has more of them."""
+    longest = max(lines, key=lambda series: len(series.steps))
+    steps = [longest.steps[i] for i in evenly(len(longest.steps))]
     at = [dict(zip(series.steps, series.values, strict=True)) for series in lines]
-    steps = sorted(set().union(*at))
-    n = min(len(steps), STEPS)
-    chosen = dict.fromkeys(steps[round(i * (len(steps) - 1) / max(n - 1, 1))] for i in range(n))
-    rows = [[number(step), *(values.get(step, "") for values in at)] for step in chosen]
+    rows = [[number(step), *(values.get(step, "") for values in at)] for step in steps]
     return table(["step", *(series.name for series in lines)], rows)
 
 

@@ -70,18 +70,21 @@ def count_step(model: Transformer, micro_batches: list[Int[Tensor, "B W"]]) -> S
 
     Nothing is run where no rule asks, or where the step is one micro-batch and its routing is the whole step's.
     """
-    rules = [(i, kind, rule) for i, layer in enumerate(model.moe_layers()) for kind, rule in active_rules(layer.balance)]
-    if len(micro_batches) == 1 or not any(getattr(rule.rule, "scope", "") == "batch" for *_, rule in rules if hasattr(rule, "rule")):
-        return {}
+    rules = [
+        (index, kind, rule)
+        for index, layer in enumerate(model.moe_layers())
+        for kind, rule in active_rules(layer.balance)
+        if rule.counts_step
+    ]
     counts: StepCounts = {}
+    if not rules or len(micro_batches) == 1:
+        return counts
     for ids in micro_batches:
         routings = _routings(model, ids)
         for index, kind, rule in rules:
             found = rule.count(routings[index])
-            if found is not None:
-                old = counts.get((index, kind), StepCount(torch.zeros_like(found), 0))
-                tokens = routings[index].experts.shape[0]
-                counts[index, kind] = StepCount(old.counts + found, old.tokens + tokens)
+            old = counts.get((index, kind), StepCount(torch.zeros_like(found), 0))
+            counts[index, kind] = StepCount(old.counts + found, old.tokens + routings[index].experts.shape[0])
     return counts
 
 

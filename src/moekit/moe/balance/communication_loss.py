@@ -5,7 +5,7 @@ import torch
 from moekit.config.balance import CommunicationLoss
 from moekit.config.moe import MoEConfig
 from moekit.moe.balance.rule import BalanceRule, StepCount
-from moekit.moe.balance.shares import count_by_sequence, frequency, probability
+from moekit.moe.balance.shares import count_by_sequence, frequency, mean_over_scope, probability
 from moekit.moe.routing import Routing
 from moekit.tensors import Float, Int, Tensor
 
@@ -17,19 +17,20 @@ class CommunicationLossRule(BalanceRule):
         super().__init__()
         self.rule = rule
         self.experts_per_device = config.n_routed // rule.n_devices
+        self.counts_step = rule.scope == "batch"
 
     def _sent(self, routing: Routing) -> Int[Tensor, "B N"]:
         devices = devices_reached(routing, self.experts_per_device)
         return count_by_sequence(devices, self.rule.n_devices, routing)
 
-    def count(self, routing: Routing) -> Int[Tensor, " N"] | None:
-        return self._sent(routing).sum(dim=0) if self.rule.scope == "batch" else None
+    def count(self, routing: Routing) -> Int[Tensor, " N"]:
+        return self._sent(routing).sum(dim=0)
 
     def loss(self, routing: Routing, step: StepCount | None = None) -> Float[Tensor, ""]:
         rule = self.rule
         f = rule.n_devices / rule.max_devices * frequency(self._sent(routing), routing, rule.scope, step)
         p = probability(routing, rule.scope).unflatten(-1, (rule.n_devices, -1)).sum(dim=-1)
-        return rule.coefficient * (f * p).sum(dim=-1).mean()
+        return rule.coefficient * mean_over_scope((f * p).sum(dim=-1), routing, rule.scope)
 
 
 def devices_reached(routing: Routing, experts_per_device: int) -> Int[Tensor, "T K"]:

@@ -3,7 +3,7 @@
 from moekit.config.balance import DeviceLoss
 from moekit.config.moe import MoEConfig
 from moekit.moe.balance.rule import BalanceRule, StepCount
-from moekit.moe.balance.shares import chosen, frequency, probability
+from moekit.moe.balance.shares import chosen, frequency, mean_over_scope, probability
 from moekit.moe.routing import Routing
 from moekit.tensors import Float, Int, Tensor
 
@@ -15,13 +15,14 @@ class DeviceLossRule(BalanceRule):
         super().__init__()
         self.rule = rule
         self.factor = config.n_routed / config.top_k
+        self.counts_step = rule.scope == "batch"
 
-    def count(self, routing: Routing) -> Int[Tensor, " E"] | None:
-        return chosen(routing.experts, routing).sum(dim=0) if self.rule.scope == "batch" else None
+    def count(self, routing: Routing) -> Int[Tensor, " E"]:
+        return chosen(routing.experts, routing).sum(dim=0)
 
     def loss(self, routing: Routing, step: StepCount | None = None) -> Float[Tensor, ""]:
         devices = (self.rule.n_devices, -1)
         counts = chosen(routing.experts, routing)
         f = self.factor * frequency(counts, routing, self.rule.scope, step).unflatten(-1, devices).mean(dim=-1)
         p = probability(routing, self.rule.scope).unflatten(-1, devices).sum(dim=-1)
-        return self.rule.coefficient * (f * p).sum(dim=-1).mean()
+        return self.rule.coefficient * mean_over_scope((f * p).sum(dim=-1), routing, self.rule.scope)

@@ -22,13 +22,16 @@ class BalanceRule(nn.Module):
     They are means over sequences or tokens: the loss of a micro-batch enters the step's by its share of the tokens.
     """
 
+    counts_step = False
+    """Whether `loss` needs what `count` finds in all micro-batches of the step."""
+
     def bias(self) -> Float[Tensor, " E"] | None:
         """What is added to the scores when experts are chosen, never to the weights."""
         return None
 
-    def count(self, routing: Routing) -> Int[Tensor, " X"] | None:  # noqa: ARG002
-        """What `loss` must know of the whole step, to be summed over micro-batches beforehand; None: nothing."""
-        return None
+    def count(self, routing: Routing) -> Int[Tensor, " X"]:
+        """What `loss` must know of the whole step where the rule `counts_step`, to be summed over micro-batches."""
+        raise NotImplementedError
 
     def loss(self, routing: Routing, step: StepCount | None = None) -> Float[Tensor, ""] | None:  # noqa: ARG002
         """The term of the objective. Without `step`, the routing given is taken for the whole step."""

@@ -3,7 +3,7 @@
 from moekit.config.balance import SequenceLoss
 from moekit.config.moe import MoEConfig
 from moekit.moe.balance.rule import BalanceRule, StepCount
-from moekit.moe.balance.shares import chosen, frequency, probability
+from moekit.moe.balance.shares import chosen, frequency, mean_over_scope, probability
 from moekit.moe.routing import Routing
 from moekit.tensors import Float, Tensor
 
@@ -20,4 +20,5 @@ class SequenceLossRule(BalanceRule):
     def loss(self, routing: Routing, step: StepCount | None = None) -> Float[Tensor, ""]:  # noqa: ARG002
         unbiased = routing.scores.topk(self.top_k, dim=-1).indices
         f = self.factor * frequency(chosen(unbiased, routing), routing, "sequence")
-        return self.coefficient * (f * probability(routing, "sequence")).sum(dim=-1).mean()
+        terms = (f * probability(routing, "sequence")).sum(dim=-1)
+        return self.coefficient * mean_over_scope(terms, routing, "sequence")

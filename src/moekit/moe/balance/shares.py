@@ -44,6 +44,18 @@ def probability(routing: Routing, scope: Scope) -> Float[Tensor, "G E"]:
     return _over_scope(share.unflatten(0, (routing.n_sequences, -1)).sum(dim=1), routing, scope)
 
 
+def mean_over_scope(terms: Float[Tensor, " G"], routing: Routing, scope: Scope) -> Float[Tensor, ""]:
+    """The mean of one term for each sequence, or the only term there is.
+
+    Sequences count by their real tokens, so that padding counts for nothing and the losses of micro-batches, each by
+    its share of the tokens, add up to that of the batch.
+    """
+    if scope != "sequence":
+        return terms.sum()
+    tokens = real_tokens(routing)
+    return (terms * tokens).sum() / tokens.sum().clamp_min(1)
+
+
 def real_tokens(routing: Routing) -> Int[Tensor, " B"]:
     """Real tokens of each sequence."""
     n_tokens = routing.experts.shape[0]

@@ -3,6 +3,7 @@
 from moekit.config.balance import RouterZLoss
 from moekit.config.moe import MoEConfig
 from moekit.moe.balance.rule import BalanceRule, StepCount
+from moekit.moe.balance.shares import real_tokens
 from moekit.moe.routing import Routing
 from moekit.tensors import Float, Tensor
 
@@ -16,6 +17,6 @@ class ZLossRule(BalanceRule):
 
     def loss(self, routing: Routing, step: StepCount | None = None) -> Float[Tensor, ""]:  # noqa: ARG002
         squared = routing.logits.logsumexp(dim=-1).square()
-        if routing.mask is None:
-            return self.coefficient * squared.mean()
-        return self.coefficient * (squared * routing.mask).sum() / routing.mask.sum().clamp_min(1)
+        if routing.mask is not None:
+            squared = squared * routing.mask
+        return self.coefficient * squared.sum() / real_tokens(routing).sum().clamp_min(1)

@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from itertools import pairwise
 
-from moekit.report.charts.scale import Axis, drawable, linear_axis, log_axis, number, tick_text
+from moekit.report.charts.scale import Axis, drawable, linear_axis, log_axis, number, step_axis, tick_text
 from moekit.report.charts.svg import colour, dash, escape, frame, label, percent, room_for
 from moekit.report.series import Series
 
-LABEL_GAP = 16
+LABEL_GAP = 16.0
 FEW = 30
 """Up to so many points, each gets a dot of its own."""
 
@@ -22,10 +22,10 @@ def line_chart(
     height: int = 220,
 ) -> str:
     """`lines` over steps; `behind[i]`, if given, is drawn faintly under `lines[i]`: the values it was smoothed from."""
-    height = max(height, LABEL_GAP * len(lines) + 8)
+    height = max(height, int(LABEL_GAP) * len(lines) + 8)
     shown = [*lines, *behind]
     values = [value for series in shown for value in series.values]
-    x = linear_axis([step for series in shown for step in series.steps], outward=False)
+    x = step_axis([step for series in shown for step in series.steps])
     y = log_axis(values) if log else linear_axis(values, zero=zero)
     named = len(lines) > 1
     paths = "".join(_path(series, x, y, height, i, "raw") for i, series in enumerate(behind))
@@ -87,7 +87,7 @@ def _names(lines: Sequence[Series], y: Axis, height: int) -> str:
         last = next((value for value in reversed(series.values) if drawable(value, y.log)), y.low)
         ends.append(height * (1 - y.place(last)))
     parts = []
-    for index, at in enumerate(spread(ends, LABEL_GAP, 4, height - 4)):
+    for index, at in enumerate(spread(ends, LABEL_GAP, 4.0, height - 4.0)):
         parts.append(f'<path class="line {colour(index)}"{dash(index)} d="M4 {ends[index]:.1f}L12 {at:.1f}H28"/>')
         parts.append(f'<text class="name" x="32" y="{at + 4:.1f}">{label(lines[index].name)}</text>')
     return f'<svg x="100%" width="1" height="{height}">{"".join(parts)}</svg>'

@@ -5,8 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 
-LARGEST = 1e100
-"""Beyond it a value counts as infinite: its axis could not be computed in floats."""
+from moekit.report.series import LARGEST
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,14 +36,24 @@ def linear_axis(values: Iterable[float], *, zero: bool = False, outward: bool = 
     """An axis over the values; `outward` extends it to ticks at both ends, `zero` to 0."""
     known = [value for value in values if drawable(value)] + ([0.0] if zero else [])
     low, high = (min(known), max(known)) if known else (0.0, 1.0)
-    if high - low <= 1e-9 * max(abs(low), abs(high)):
-        margin = abs(low) * 0.1 or 1.0
+    largest = max(abs(low), abs(high))
+    if high - low <= max(1e-9 * largest, 1 / LARGEST):
+        margin = 0.1 * largest if largest > 1 / LARGEST else 1.0
         low, high = (low if zero else low - margin), high + margin
     step = _round_step((high - low) / max(n_ticks - 1, 1))
     first = math.floor(low / step + 1e-9) if outward else math.ceil(low / step - 1e-9)
     last = math.ceil(high / step - 1e-9) if outward else math.floor(high / step + 1e-9)
     ticks = tuple(i * step for i in range(first, last + 1))
     return Axis(ticks[0], ticks[-1], ticks) if outward else Axis(low, high, ticks)
+
+
+def step_axis(steps: Iterable[float]) -> Axis:
+    """An axis from the first step to the last, with ticks at whole numbers."""
+    known = sorted({step for step in steps if drawable(step)}) or [0.0]
+    if len(known) == 1 and abs(known[0]) < 1e15:
+        return Axis(known[0] - 1, known[0] + 1, (known[0],))
+    axis = linear_axis(known, outward=False)
+    return Axis(axis.low, axis.high, tuple(tick for tick in axis.ticks if round(tick, 6) == round(tick)))
 
 
 def log_axis(values: Iterable[float]) -> Axis:
@@ -71,6 +80,8 @@ def tick_text(value: float, axis: Axis) -> str:
             return f"{value / size:.4g}{unit}"
     if axis.log:
         return f"{value:g}"
+    if value == round(value) and len(axis.ticks) == 1:
+        return f"{value:.0f}"
     steps = [b - a for a, b in pairwise(axis.ticks)]
     decimals = next((d for d in range(5) if abs(round(steps[0], d) - steps[0]) < steps[0] * 1e-6), 5) if steps else 3
     return f"{value:.{decimals}f}".replace("-", "\N{MINUS SIGN}")

@@ -1,0 +1,130 @@
+"""`moekit VERB ...`: find the verb, import it alone, and turn errors into words."""
+
+import argparse
+import os
+import sys
+import traceback
+from importlib import import_module
+
+from moekit.config.errors import InputError
+
+VERBS = {
+    "train": ("train", "train a model from a preset or a TOML file, on text"),
+    "generate": ("generate", "continue a prompt"),
+    "eval": ("eval", "loss, perplexity and bits per byte of text files"),
+    "report": ("report", "one HTML page on a run: curves, balance, what its experts do"),
+}
+"""Verb: the module in this package, and one line of help."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; returns the exit status: 0 done, 1 failed while running, 2 bad input."""
+    arguments = sys.argv[1:] if argv is None else argv
+    debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    try:
+        status = _run(arguments)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        # The reader of our output went away; nothing is wrong. Python must not complain at exit either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        return _fail("interrupted", "", 130)
+    except InputError as error:
+        if debug:
+            traceback.print_exc()
+        return _fail(str(error), error.hint, 2)
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        return _fail(_reason(error), "--debug shows where", 1)
+
+
+def _run(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(overview())
+        return 0
+    if arguments[0] == "--version":
+        from moekit import __version__  # noqa: PLC0415
+
+        print(f"moekit {__version__}")
+        return 0
+    verb = arguments[0]
+    if verb not in VERBS:
+        raise InputError(f"there is no command {verb}", f"commands: {', '.join(VERBS)}")
+    module = import_module(f"moekit.cli.{VERBS[verb][0]}")
+    parser = Parser(prog=f"moekit {verb}", description=VERBS[verb][1], allow_abbrev=False)
+    rest = arguments[1:]
+    module.configure(parser)
+    parser.add_argument("--debug", action="store_true", help="show where an error came from")
+    if not hasattr(module, "SETTINGS"):
+        return module.run(parser.parse_args(rest))
+    settings, rest = split_settings(rest)
+    if "-h" in rest or "--help" in rest:
+        parser.epilog = module.help_settings(rest)
+        parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    return module.run(parser.parse_args(rest), settings)
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, with errors in the words of the house."""
+
+    def error(self, message: str) -> None:  # type: ignore[override]
+        """Raise instead of printing the usage."""
+        raise InputError(message, f"{self.prog} --help lists the options")
+
+
+def split_settings(arguments: list[str]) -> tuple[list[tuple[str, str]], list[str]]:
+    """Apart: settings of the configuration, whose names have a dot (`--optim.lr 0.1`), and all other arguments."""
+    settings, rest = [], []
+    waiting = iter(arguments)
+    for argument in waiting:
+        name, equals, value = argument.partition("=")
+        if not (name.startswith("--") and "." in name):
+            rest.append(argument)
+            continue
+        if not equals:
+            value = next(waiting, "")
+            if not value:
+                raise InputError(f"{name} needs a value", f"for example {name} 1")
+        settings.append((name.removeprefix("--"), value))
+    return settings, rest
+
+
+def overview() -> str:
+    """What `moekit --help` prints."""
+    verbs = "\n".join(f"  {verb:<10} {text}" for verb, (_, text) in VERBS.items())
+    return f"""moekit: fine-grained Mixture-of-Experts language models, on a plain CPU and beyond
+
+usage: moekit COMMAND ...
+
+commands:
+{verbs}
+
+examples:
+  moekit train tiny --out runs/a                     train a small DeepSeek-V3 architecture on four kinds of text
+  moekit train tiny --model.moe.top-k 8 --show-config   any field of the configuration can be set
+  moekit generate runs/a --prompt "In the beginning"
+  moekit eval runs/a --data notes.txt
+  moekit report runs/a                               writes runs/a/report.html
+
+`moekit COMMAND --help` tells more; --version prints the version."""
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename or 'writing'}: {error.strerror}"
+    return f"{type(error).__name__}: {error}" if not str(error) else str(error).splitlines()[0]
+
+
+def _fail(message: str, hint: str, status: int) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    if hint:
+        print(f"hint: {hint}", file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,111 @@
+"""What a run needs to go on where it stopped, written so that a crash at any moment leaves a whole checkpoint."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+
+from moekit.checkpoint.load import read_json
+from moekit.checkpoint.save import WEIGHTS, flush, new_folder, write_description, write_json, write_weights
+from moekit.config.errors import InputError
+from moekit.config.model import ModelConfig
+from moekit.tensors import Tensor
+
+STATE = "training_state"
+"""The part of a checkpoint that only training reads: `training_state.safetensors` and `.json`."""
+
+
+class Checkpoints:
+    """The checkpoints of a run: `DIR/checkpoints/step-00000200`, each a model folder with the training state in it.
+
+    The newest `keep` and the best are kept. After each, `DIR` itself holds the same weights under the usual names.
+    """
+
+    def __init__(self, folder: Path, config: ModelConfig, tokenizer: Tokenizer, keep: int) -> None:
+        self.folder, self.config, self.tokenizer, self.keep = folder, config, tokenizer, keep
+
+    def save(self, step: int, model: dict[str, Tensor], tensors: dict[str, Tensor], values: dict[str, Any]) -> Path:
+        """Write the checkpoint of `step`, publish its weights in the run's folder, and drop those not kept.
+
+        `model` holds the model's tensors, `tensors` and `values` what else training needs.
+        """
+        path = checkpoint_folder(self.folder, step)
+        if not path.exists():
+            with new_folder(path) as building:
+                write_weights(model, self.config, building / WEIGHTS)
+                save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, building / f"{STATE}.safetensors")
+                (building / f"{STATE}.json").write_text(json.dumps(values), "utf-8")
+                write_description(self.config, building, self.tokenizer)
+        publish(path / WEIGHTS, self.folder / WEIGHTS)
+        self._drop(values["best_step"])
+        return path
+
+    def _drop(self, best: int) -> None:
+        steps = saved_steps(self.folder)
+        for step in set(steps) - set(steps[-self.keep :]) - {best}:
+            shutil.rmtree(checkpoint_folder(self.folder, step), ignore_errors=True)
+
+
+def checkpoint_folder(folder: Path, step: int) -> Path:
+    """Where the checkpoint of `step` is."""
+    return folder / "checkpoints" / f"step-{step:08d}"
+
+
+def saved_steps(folder: Path) -> list[int]:
+    """The steps with a whole checkpoint, in order."""
+    return sorted(int(entry.name.removeprefix("step-")) for entry in (folder / "checkpoints").glob("step-*"))
+
+
+def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors and values that `Checkpoints.save` was given."""
+    try:
+        return load_file(path / f"{STATE}.safetensors"), read_json(path / f"{STATE}.json")
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: the training state cannot be read: {error}") from None
+
+
+def publish(source: Path, target: Path) -> None:
+    """Make `target` the same file as `source`, or a copy where links are not possible, in one step."""
+    temporary = target.with_name(f".{target.name}.writing")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(source, temporary)
+    except OSError:
+        shutil.copyfile(source, temporary)
+        flush(temporary)
+    temporary.replace(target)
+
+
+def start_folder(folder: Path, run: dict[str, Any], config: ModelConfig, tokenizer: Tokenizer) -> None:
+    """Make the run's folder, with what does not change while it runs: `run.json`, `config.json`, the tokenizer."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "checkpoints").mkdir(exist_ok=True)
+    write_description(config, folder, tokenizer)
+    write_json(folder / "run.json", run)
+
+
+def optimizer_tensors(parts: list[torch.optim.Optimizer], names: dict[int, str]) -> dict[str, Tensor]:
+    """The optimizers' state as named tensors; `names` maps the id of a parameter to its name."""
+    return {
+        f"optimizer.{names[id(parameter)]}.{key}": value
+        for part in parts
+        for parameter, entries in part.state.items()
+        for key, value in entries.items()
+    }
+
+
+def restore_optimizers(
+    parts: list[torch.optim.Optimizer], parameters: dict[str, Tensor], tensors: dict[str, Tensor]
+) -> None:
+    """Put back what `optimizer_tensors` took out."""
+    owner = {id(p): part for part in parts for group in part.param_groups for p in group["params"]}
+    for name, value in tensors.items():
+        if name.startswith("optimizer."):
+            parameter, key = name.removeprefix("optimizer.").rsplit(".", 1)
+            target = parameters[parameter]
+            owner[id(target)].state.setdefault(target, {})[key] = value.clone()

@@ -1,0 +1,103 @@
+"""One optimizer step: gradients of all micro-batches, a guard, a move, the balance of the experts."""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from moekit.config.run import RunConfig
+from moekit.model.block import Block
+from moekit.model.transformer import Transformer
+from moekit.moe.balance import active_rules
+from moekit.moe.stats import load
+from moekit.tensors import Int, Tensor
+from moekit.train.objective import count_step, objective
+from moekit.train.optimizer import Optimizers, schedule
+from moekit.train.precision import MasterWeights, compute_dtype
+
+
+class DivergedError(RuntimeError):
+    """The loss or a gradient is no longer a finite number."""
+
+
+class StepFigures(NamedTuple):
+    """What a step measured: terms of the loss, norm of the gradient, learning rate, and the load of each MoE layer."""
+
+    losses: dict[str, float]
+    gradient_norm: float
+    learning_rate: float
+    loads: list[Int[Tensor, " E"]]
+
+
+class Stepper:
+    """A model with its optimizer. `gradients` and `step` are apart, so that gradients can be looked at."""
+
+    def __init__(self, config: RunConfig, model: Transformer) -> None:
+        self.config = config
+        self.model = model.train()
+        self.weights = MasterWeights(model, compute_dtype(config.train.dtype, config.device))
+        self.optimizers = Optimizers(config.optim, self.weights.masters)
+
+    def gradients(self, ids: Int[Tensor, "B W"]) -> StepFigures:
+        """Leave the gradient of the step's objective in the master weights. `ids` has two tokens more than predicted.
+
+        It does not depend on how the batch is cut into micro-batches.
+        """
+        parts = list(ids.split(self.config.train.micro_batch or len(ids)))
+        counts = count_step(self.model, parts)
+        losses: dict[str, float] = {}
+        loads: list[Tensor] = []
+        for part in parts:
+            result = objective(self.model, part, self.config.train.mtp_weight, len(part) / len(ids), counts)
+            result.loss.backward()
+            self.weights.collect()
+            for name, term in result.terms.items():
+                losses[name] = losses.get(name, 0.0) + term.item()
+            part_loads = [load(routing) for routing in result.routings]
+            loads = [a + b for a, b in zip(loads, part_loads, strict=True)] if loads else part_loads
+        clip = self.config.optim.clip or math.inf
+        norm = nn.utils.clip_grad_norm_(list(self.weights.masters.values()), clip).item()
+        return StepFigures(losses, norm, 0.0, loads)
+
+    def step(self, ids: Int[Tensor, "B W"], number: int) -> StepFigures:
+        """Do step `number` (from 0). Raises DivergedError, with the weights as they were, if a number is not finite."""
+        figures = self.gradients(ids)
+        if not all(map(math.isfinite, (*figures.losses.values(), figures.gradient_norm))):
+            raise DivergedError(f"step {number + 1}: {self._culprit(ids)} is not finite")
+        factor = schedule(self.config.optim, number, self.config.train.steps)
+        self.optimizers.step(factor)
+        self.weights.publish()
+        self.weights.clear()
+        for layer, counts in zip(self.model.moe_layers(), figures.loads, strict=True):
+            for _, rule in active_rules(layer.balance):
+                rule.after_step(counts)
+        return figures._replace(learning_rate=self.config.optim.lr * factor)
+
+    def _culprit(self, ids: Tensor) -> str:
+        """Where the first number went wrong: forward from the embedding, else backward from the loss."""
+        bad = first_bad_block(self.model, ids[:, :-2])
+        if bad is not None:
+            return f"the output of {bad}"
+        names = [name for name, p in self.weights.masters.items() if p.grad is not None and not p.grad.isfinite().all()]
+        return f"the gradient of {names[-1]}" if names else "the loss"
+
+
+@torch.no_grad()
+def first_bad_block(model: Transformer, ids: Int[Tensor, "B S"]) -> str | None:
+    """The first layer whose output holds a number that is not finite."""
+    bad: list[str] = []
+
+    def look(name: str, x: Tensor) -> None:
+        if not x.isfinite().all():
+            bad.append(name)
+
+    blocks = [(f"layer {n}", m) for n, m in enumerate(model.layers) if isinstance(m, Block)]
+    hooks = [m.register_forward_hook(lambda *a, name=name: look(name, a[2].x)) for name, m in blocks]
+    hooks.append(model.embedding.register_forward_hook(lambda *a: look("the embedding", a[2])))
+    try:
+        model.hidden(ids)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return bad[0] if bad else None
