@@ -14,7 +14,7 @@ from oracle import rotary as oracle
 from oracle.compare import relative_error
 
 layouts = pytest.mark.parametrize("layout", ["half", "interleaved"])
-positions = st.integers(0, 5000)
+positions = st.integers(0, 200)
 seeds = st.integers(0, 2**31 - 1)
 
 
@@ -33,10 +33,9 @@ def test_products_equal_those_of_the_plain_rotation(layout: str, seed: int, m: i
     config = RopeConfig(layout=layout)
     turns = oracle.frequencies(config.theta, 2 * half)
     expected = oracle.rotated(q, m, turns, layout) @ oracle.rotated(k, n, turns, layout)
-    # Angles are float32: at position 5000 they are right to 5000 * 2^-24 radians.
-    assert torch.allclose(
-        turned(q, m, config) @ turned(k, n, config), expected, atol=1e-2 * float(q.norm() * k.norm()) / 8
-    )
+    actual = turned(q, m, config) @ turned(k, n, config)
+    # Angles are float32: at position 200 they are right to 200 * 2^-24 radians.
+    assert torch.allclose(actual, expected, rtol=0, atol=1e-4 * float(q.norm() * k.norm()))
 
 
 @layouts

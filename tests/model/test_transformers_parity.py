@@ -44,7 +44,9 @@ shapes = pytest.mark.parametrize(("seed", "batch", "length"), SHAPES)
 
 @torch.no_grad()
 def check_same_logits(hf_config: Any, config: ModelConfig, seed: int, batch: int, length: int) -> None:
-    theirs = transformers.AutoModelForCausalLM.from_config(hf_config, attn_implementation="eager").eval()
+    theirs = transformers.AutoModelForCausalLM.from_config(
+        hf_config, attn_implementation="eager", experts_implementation="eager"
+    ).eval()
     randomise(theirs, seed)
     mine = copied(config, theirs)
     ids = torch.randint(0, 31, (batch, length), generator=torch.Generator().manual_seed(seed))
@@ -107,6 +109,7 @@ def test_deepseek_v3(seed: int, batch: int, length: int, q_lora_rank: int | None
         rope_parameters=rope,
         rope_interleave=interleave,
         rms_norm_eps=1e-5,
+        num_key_value_heads=4,
         num_mtp_layers=0,
     )
     routing = TopKRouting(

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
@@ -24,6 +24,7 @@ LOOKAHEAD = 2
 """Tokens a training row holds beyond those it predicts: the next one, and the one after it."""
 
 
+@runtime_checkable
 class Watcher(Protocol):
     """Who looks on: the command line's progress bar, or nobody."""
 
