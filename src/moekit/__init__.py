@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from moekit.config.model import ModelConfig
     from moekit.config.moe import MoEConfig, split
     from moekit.config.run import RunConfig
-    from moekit.generate.generate import generate
+    from moekit.generation.generate import generate
     from moekit.model.transformer import Output, Transformer
     from moekit.moe.layer import MoE
     from moekit.moe.routing import Routing
@@ -25,7 +25,7 @@ _PLACES = {
     "Routing": "moekit.moe.routing",
     "RunConfig": "moekit.config.run",
     "Transformer": "moekit.model.transformer",
-    "generate": "moekit.generate.generate",
+    "generate": "moekit.generation.generate",
     "load": "moekit.checkpoint.load",
     "load_tokenizer": "moekit.checkpoint.load",
     "split": "moekit.config.moe",

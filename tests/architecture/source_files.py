@@ -1,4 +1,4 @@
-"""The source of moekit, as files and as syntax trees."""
+"""The source of moekit and its tests, as files and as syntax trees."""
 
 import ast
 from collections.abc import Iterator
@@ -6,8 +6,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "src" / "moekit"
-SOURCES = sorted(PACKAGE.rglob("*.py"))
-TESTS = sorted((ROOT / "tests").rglob("*.py"))
+
+
+def sources() -> list[Path]:
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def sources_and_tests() -> list[Path]:
+    return sources() + sorted((ROOT / "tests").rglob("*.py"))
 
 
 def name(path: Path) -> str:

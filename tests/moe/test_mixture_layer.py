@@ -98,6 +98,13 @@ def test_a_layer_in_bfloat16_routes_in_float32() -> None:
     assert layer.balance["bias"].bias().dtype == torch.float32
 
 
+def test_the_logits_of_a_bfloat16_layer_are_not_rounded_to_bfloat16() -> None:
+    layer = random_layer(0, torch.bfloat16, **SMALL)
+    x = tokens(0, 9, 6).to(torch.bfloat16)
+    logits = layer(x).routing.logits
+    assert relative_error(logits.detach(), (x.double() @ layer.router.centroids.double().T).detach()) <= 1e-6
+
+
 def test_the_router_stays_in_float32_under_autocast() -> None:
     layer = random_layer(0, **SMALL)
     x = tokens(0, 9, 6)

@@ -40,7 +40,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
     add = parser.add_argument
     add("path", metavar="PATH", help="model folder: a run of moekit, or a Hugging Face MoE folder")
-    add("--data", action="append", default=[], metavar="[NAME=]FILE", help="UTF-8 text to predict; repeatable")
+    add("--data", action="append", default=[], metavar="[NAME=]FILE", help="UTF-8 text to predict; repeatable (the run's own)")
     add("--sequence-length", type=int, metavar="N", help=f"tokens in a window (as in training, else {LONGEST} at most)")
     add("--stride", type=int, metavar="N", help="tokens from window to window (half a window); less: more context")
     add("--batch", type=int, default=8, metavar="N", help="windows at a time (%(default)s)")
@@ -51,23 +51,19 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Read the texts, evaluate each, print."""
-    if not args.data:
-        raise InputError("there is no text to evaluate", "name one: --data valid.txt")
-    texts = read_all(args.data)
+    texts = read_all(args.data) if args.data else held_out(args.path)
     for key in ("sequence_length", "stride", "batch"):
         value = getattr(args, key)
         if value is not None and value < 1:
             raise InputError(f"--{key.replace('_', '-')} {value}: must be above 0")
 
-    from moekit.checkpoint.load import load, load_config, load_tokenizer, stop_ids  # noqa: PLC0415 - torch comes late
-    from moekit.evaluate.text import start_id  # noqa: PLC0415
+    from moekit.checkpoint.load import load, load_config, load_tokenizer  # noqa: PLC0415 - torch comes late
 
     length = args.sequence_length or trained_length(args.path) or min(load_config(args.path).max_positions, LONGEST)
     stride = args.stride or max(length // 2, 1)
     tokenizer = load_tokenizer(args.path)
-    start = start_id(tokenizer, stop_ids(args.path))
     model = load(args.path, dtype=None if args.dtype == "auto" else args.dtype, device=args.device)
-    rows = [_evaluate(model, tokenizer, data, start, (length, stride, args.batch)) for data in texts]
+    rows = evaluate_all(args.path, model, tokenizer, texts, (length, stride, args.batch))
     if args.json:
         shape = {"sequence_length": length, "stride": stride}
         print(json.dumps({"path": args.path, **shape, "data": [_as_json(row) for row in rows]}))
@@ -76,6 +72,25 @@ def run(args: argparse.Namespace) -> int:
             "bits per byte of text, with the model's 95 % interval; fewer is better", COLUMNS, map(_as_cells, rows)
         )
     return 0
+
+
+def evaluate_all(
+    path: str, model: "Transformer", tokenizer: "Tokenizer", texts: list[Data], shape: tuple[int, int, int]
+) -> list[Row]:
+    """Evaluate each text in windows of `shape`: length, stride, and windows at a time."""
+    from moekit.checkpoint.load import stop_ids  # noqa: PLC0415
+    from moekit.evaluate.text import start_id  # noqa: PLC0415
+
+    start = start_id(tokenizer, stop_ids(path))
+    return [_evaluate(model, tokenizer, data, start, shape) for data in texts]
+
+
+def held_out(path: str) -> list[Data]:
+    """The validation texts of a run of moekit, by domain."""
+    files = sorted((Path(path) / "validation").glob("*.txt"))
+    if not files:
+        raise InputError("there is no text to evaluate", "name one: --data valid.txt")
+    return [read(str(file)) for file in files]
 
 
 def trained_length(path: str) -> int | None:

@@ -11,9 +11,9 @@ from moekit.config.errors import InputError
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-    from moekit.generate.generate import Speed
-    from moekit.generate.sampling import SamplingConfig
-    from moekit.generate.text import Completion
+    from moekit.generation.generate import Speed
+    from moekit.generation.sampling import SamplingConfig
+    from moekit.generation.text import Completion
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
         raise InputError("give either --prompt or --ids", 'for example --prompt "Once upon a time"')
 
     from moekit.checkpoint.load import load, load_config, stop_ids  # noqa: PLC0415 - torch only when it is needed
-    from moekit.generate.text import Stop, complete, encode_prompt  # noqa: PLC0415
+    from moekit.generation.text import Stop, complete, encode_prompt  # noqa: PLC0415
 
     config = load_config(args.path)
     tokenizer = _tokenizer(args)
@@ -90,7 +90,7 @@ def as_json(rows: "tuple[Completion, ...]", speed: "Speed") -> dict[str, object]
 
 
 def _sampling(args: argparse.Namespace) -> "SamplingConfig":
-    from moekit.generate.sampling import SamplingConfig  # noqa: PLC0415
+    from moekit.generation.sampling import SamplingConfig  # noqa: PLC0415
 
     if args.max_new_tokens < 0:
         raise InputError(f"--max-new-tokens {args.max_new_tokens}: must not be negative")

@@ -60,7 +60,7 @@ class Run:
         self.progress = Progress()
         length = config.data.sequence_length
         self.batches = Batches(corpus.domains, length, config.train.batch, config.seed, extra=LOOKAHEAD)
-        state.start_folder(folder, to_dict(config), config.model, corpus.tokenizer)
+        state.start_folder(folder, to_dict(config), config.model, corpus)
         steps = state.saved_steps(folder) if resume else []
         if steps:
             self._restore(state.checkpoint_folder(folder, steps[-1]))

@@ -14,7 +14,7 @@ from moekit.tensors import Int, Tensor
 METRICS = "metrics.jsonl"
 
 
-def layer_figures(layers: Iterable[int], loads: Iterable[Int[Tensor, " E"]]) -> list[dict[str, float]]:
+def layer_figures(layers: Iterable[int], loads: Iterable[Int[Tensor, " E"]]) -> list[dict[str, int | float]]:
     """MaxVio, normalised entropy and dead experts of each layer's load in this step."""
     figures = []
     for layer, load in zip(layers, loads, strict=True):

@@ -14,10 +14,14 @@ from moekit.checkpoint.load import read_json
 from moekit.checkpoint.save import WEIGHTS, flush, new_folder, write_description, write_json, write_weights
 from moekit.config.errors import InputError
 from moekit.config.model import ModelConfig
+from moekit.data.corpus import Corpus
 from moekit.tensors import Tensor
 
 STATE = "training_state"
 """The part of a checkpoint that only training reads: `training_state.safetensors` and `.json`."""
+
+VALIDATION = "validation"
+"""Folder of the held-out texts in a run's folder."""
 
 
 class Checkpoints:
@@ -81,11 +85,16 @@ def publish(source: Path, target: Path) -> None:
     temporary.replace(target)
 
 
-def start_folder(folder: Path, run: dict[str, Any], config: ModelConfig, tokenizer: Tokenizer) -> None:
-    """Make the run's folder, with what does not change while it runs: `run.json`, `config.json`, the tokenizer."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "checkpoints").mkdir(exist_ok=True)
-    write_description(config, folder, tokenizer)
+def start_folder(folder: Path, run: dict[str, Any], config: ModelConfig, corpus: Corpus) -> None:
+    """Make the run's folder, with what does not change while it runs.
+
+    That is `run.json`, `config.json`, the tokenizer, and the held-out text of each domain in `validation/`.
+    """
+    for part in ("checkpoints", VALIDATION):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+    for domain in corpus.domains:
+        (folder / VALIDATION / f"{domain.name}.txt").write_bytes(domain.valid_text.encode())
+    write_description(config, folder, corpus.tokenizer)
     write_json(folder / "run.json", run)
 
 

@@ -56,9 +56,8 @@ class Stepper:
                 losses[name] = losses.get(name, 0.0) + term.item()
             part_loads = [load(routing) for routing in result.routings]
             loads = [a + b for a, b in zip(loads, part_loads, strict=True)] if loads else part_loads
-        clip = self.config.optim.clip or math.inf
-        norm = nn.utils.clip_grad_norm_(list(self.weights.masters.values()), clip).item()
-        return StepFigures(losses, norm, 0.0, loads)
+        found = [p.grad for p in self.weights.masters.values() if p.grad is not None]
+        return StepFigures(losses, nn.utils.get_total_norm(found).item(), 0.0, loads)
 
     def step(self, ids: Int[Tensor, "B W"], number: int) -> StepFigures:
         """Do step `number` (from 0). Raises DivergedError, with the weights as they were, if a number is not finite."""
@@ -66,6 +65,9 @@ class Stepper:
         if not all(map(math.isfinite, (*figures.losses.values(), figures.gradient_norm))):
             raise DivergedError(f"step {number + 1}: {self._culprit(ids)} is not finite")
         factor = schedule(self.config.optim, number, self.config.train.steps)
+        if self.config.optim.clip:
+            masters = self.weights.masters.values()
+            nn.utils.clip_grads_with_norm_(masters, self.config.optim.clip, torch.tensor(figures.gradient_norm))
         self.optimizers.step(factor)
         self.weights.publish()
         self.weights.clear()

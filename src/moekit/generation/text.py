@@ -9,9 +9,9 @@ from tokenizers import Tokenizer
 
 from moekit.config.errors import InputError
 from moekit.evaluate.text import start_id
-from moekit.generate.generate import Speed, extend
-from moekit.generate.sampling import SamplingConfig
-from moekit.generate.stream import StopFilter, TokenStream
+from moekit.generation.generate import Speed, extend
+from moekit.generation.sampling import SamplingConfig
+from moekit.generation.stream import StopFilter, TokenStream
 from moekit.model.transformer import Transformer
 from moekit.tensors import Bool, Int, Tensor
 

@@ -12,7 +12,7 @@ from moekit.checkpoint.save import save_model
 from moekit.config.balance import BiasBalance
 from moekit.config.model import ModelConfig
 from moekit.config.moe import TopKRouting
-from moekit.generate.generate import generate
+from moekit.generation.generate import generate
 from moekit.model.transformer import Transformer
 
 ROUTING = TopKRouting(score="sigmoid", renormalise=True, epsilon=1e-20, n_groups=2, group_score="top2_sum")

@@ -10,8 +10,8 @@ from tokenizers import Tokenizer
 from moekit.checkpoint.save import save_model
 from moekit.cli import generate as command
 from moekit.config.errors import InputError
-from moekit.generate.sampling import SamplingConfig
-from moekit.generate.text import Stop, complete, encode_prompt
+from moekit.generation.sampling import SamplingConfig
+from moekit.generation.text import Stop, complete, encode_prompt
 from moekit.model.transformer import Transformer
 
 END = Stop(ids=(0,))

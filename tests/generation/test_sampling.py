@@ -9,7 +9,7 @@ from hypothesis import given
 from transformers.generation import logits_process as hf
 
 from moekit.config.errors import InputError
-from moekit.generate.sampling import SamplingConfig, keep_min_p, keep_top_k, keep_top_p, next_token, penalise
+from moekit.generation.sampling import SamplingConfig, keep_min_p, keep_top_k, keep_top_p, next_token, penalise
 
 SEEDS = st.integers(0, 10_000)
 SHARES = st.floats(0.01, 0.99)

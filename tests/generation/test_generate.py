@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-import moekit.generate
+import moekit
 from moekit.config.errors import InputError
-from moekit.generate.generate import extend, generate
-from moekit.generate.sampling import SamplingConfig
+from moekit.generation.generate import extend, generate
+from moekit.generation.sampling import SamplingConfig
 from moekit.model.transformer import Transformer
 
 GREEDY = SamplingConfig(temperature=0.0)
@@ -26,7 +26,7 @@ def test_greedy_with_a_cache_is_the_argmax_of_reading_everything_again(model: Tr
 
 
 def test_the_package_itself_is_the_function(model: Transformer, ids: torch.Tensor) -> None:
-    out = moekit.generate(model, ids, max_new_tokens=3, temperature=0.0)  # pyright: ignore[reportCallIssue]
+    out = moekit.generate(model, ids, max_new_tokens=3, temperature=0.0)
     assert torch.equal(out, generate(model, ids, max_new_tokens=3, temperature=0.0))
 
 

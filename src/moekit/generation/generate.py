@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from moekit.config.errors import InputError
 from moekit.evaluate.mode import evaluation_mode
-from moekit.generate.sampling import SamplingConfig, next_token
+from moekit.generation.sampling import SamplingConfig, next_token
 from moekit.model.transformer import Transformer
 from moekit.tensors import Bool, Int, Tensor
 

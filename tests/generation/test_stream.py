@@ -6,7 +6,7 @@ from hypothesis import given
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from moekit.config.errors import InputError
-from moekit.generate.stream import StopFilter, TokenStream
+from moekit.generation.stream import StopFilter, TokenStream
 
 
 def stream(tokenizer: Tokenizer, ids: list[int], prompt: list[int] | None = None) -> list[str]:

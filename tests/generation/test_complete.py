@@ -6,8 +6,8 @@ from tokenizers import Tokenizer, processors
 
 from moekit.config.errors import InputError
 from moekit.data.tokenizer import END_OF_TEXT
-from moekit.generate.sampling import SamplingConfig
-from moekit.generate.text import Completions, Stop, complete, encode_prompt, pad_left
+from moekit.generation.sampling import SamplingConfig
+from moekit.generation.text import Completions, Stop, complete, encode_prompt, pad_left
 from moekit.model.transformer import Transformer
 
 GREEDY = SamplingConfig(temperature=0.0)
