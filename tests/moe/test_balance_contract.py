@@ -164,9 +164,9 @@ def test_micro_batches_add_up_to_the_batch_in_value_and_gradient(case: Case, see
         size = 4
     rule, batch = case.rule(), random_batch(seed, 4, 5)
     parts = [Batch(*part) for part in zip(batch.logits.split(size), batch.mask.split(size), strict=True)]
-    counts = [rule.count(routed(part)) for part in parts]
     n_real = int(batch.mask.sum())
-    step = None if counts[0] is None else StepCount(torch.stack(counts).sum(dim=0), n_real)
+    counts = [rule.count(routed(part)) for part in parts] if rule.counts_step else []
+    step = StepCount(torch.stack(counts).sum(dim=0), n_real) if counts else None
     value, gradients = torch.zeros((), dtype=torch.float64), []
     for part in parts:
         share = int(part.mask.sum()) / n_real
@@ -179,13 +179,18 @@ def test_micro_batches_add_up_to_the_batch_in_value_and_gradient(case: Case, see
 
 
 @every_rule
+def test_a_rule_counts_the_step_exactly_if_its_scope_is_the_batch(case: Case) -> None:
+    assert case.rule().counts_step == (case.settings.get("scope") == "batch")
+
+
+@every_rule
 @pytest.mark.parametrize("n_sequences", [1, 3])
 def test_a_batch_without_tokens_adds_nothing(case: Case, n_sequences: int) -> None:
     rule = case.rule()
     logits = torch.zeros(0, N_EXPERTS, requires_grad=True)
     routing = routing_of(logits, TOP_K, n_sequences)
-    loss, counts = rule.loss(routing), rule.count(routing)
-    assert counts is None or not counts.any()
+    assert not rule.counts_step or not rule.count(routing).any()
+    loss = rule.loss(routing)
     if loss is not None:
         loss.backward()
         assert loss.item() == 0.0
@@ -207,7 +212,8 @@ def test_a_loss_or_a_count_changes_no_state(case: Case) -> None:
     rule, routing = case.rule(), routed(random_batch(0, 2, 5))
     before = {name: tensor.clone() for name, tensor in rule.state_dict().items()}
     rule.loss(routing)
-    rule.count(routing)
+    if rule.counts_step:
+        rule.count(routing)
     assert all(torch.equal(tensor, rule.state_dict()[name]) for name, tensor in before.items())
 
 

@@ -2,10 +2,11 @@ import random
 from pathlib import Path
 
 import pytest
-from moekit.config.run import DataConfig, OptimConfig, RunConfig, Source, TrainSection
 from training_cases import small_model
 
-WORDS = "the a expert router token of chooses balances load weight layer sees little small great and never always".split()
+from moekit.config.run import DataConfig, OptimConfig, RunConfig, Source, TrainSection
+
+WORDS = ["the", "a", "expert", "router", "token", "of", "chooses", "load", "weight", "layer", "sees", "never"]
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+
 from moekit.train.cross_entropy import CHUNK, linear_cross_entropy
 
 

@@ -3,12 +3,13 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from training_cases import small_model
+
 from moekit.config.balance import CommunicationLoss, DeviceLoss, ExpertLoss, RouterZLoss, SequenceLoss
 from moekit.config.run import RunConfig
 from moekit.model.transformer import Transformer
 from moekit.train.objective import objective
 from moekit.train.step import Stepper
-from training_cases import small_model
 
 RULES = (
     SequenceLoss(coefficient=0.1),
@@ -19,8 +20,12 @@ RULES = (
 )
 
 
-def gradients(config: RunConfig, micro_batch: int, ids: torch.Tensor) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
-    config = replace(config, train=replace(config.train, micro_batch=micro_batch), optim=replace(config.optim, clip=0.0))
+def gradients(
+    config: RunConfig, micro_batch: int, ids: torch.Tensor
+) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
+    config = replace(
+        config, train=replace(config.train, micro_batch=micro_batch), optim=replace(config.optim, clip=0.0)
+    )
     stepper = Stepper(config, Transformer(config.model, torch.Generator().manual_seed(0)))
     figures = stepper.gradients(ids)
     return {name: p.grad for name, p in stepper.weights.masters.items() if p.grad is not None}, figures.losses

@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from moekit.config.run import RunConfig
 from moekit.data.corpus import prepare
 from moekit.model.transformer import Transformer

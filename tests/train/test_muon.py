@@ -1,5 +1,6 @@
 import pytest
 import torch
+
 from moekit.config.run import OptimConfig
 from moekit.train.muon import Muon, orthogonalise
 from moekit.train.optimizer import Optimizers, muon_groups, schedule

@@ -27,7 +27,11 @@ def small_model(**changes: Any) -> ModelConfig:
                 top_k_groups=2,
                 group_score="top2_sum",
             ),
-            balance=(BiasBalance(rate=0.01), SequenceLoss(coefficient=0.01), ExpertLoss(coefficient=0.02, scope="batch")),
+            balance=(
+                BiasBalance(rate=0.01),
+                SequenceLoss(coefficient=0.01),
+                ExpertLoss(coefficient=0.02, scope="batch"),
+            ),
         ),
         mtp_depth=1,
         max_positions=128,

@@ -8,11 +8,11 @@ from moekit.tensors import Tensor
 
 
 class Piece(NamedTuple):
-    """The tensor `hub` of a checkpoint is `ours[index]`."""
+    """The tensor `hub` of a checkpoint is `ours[part]`."""
 
     hub: str
     ours: str
-    index: tuple[int | slice, ...]
+    part: tuple[int | slice, ...]
 
 
 def pieces(shapes: Mapping[str, tuple[int, ...]], names: Names | None) -> Iterator[Piece]:
@@ -32,4 +32,4 @@ def pieces(shapes: Mapping[str, tuple[int, ...]], names: Names | None) -> Iterat
 
 def take(tensor: Tensor, piece: Piece) -> Tensor:
     """The part of our tensor that the piece names, as a view."""
-    return tensor[piece.index] if piece.index else tensor
+    return tensor[piece.part] if piece.part else tensor

@@ -56,10 +56,10 @@ def overrides(pairs: list[tuple[str, str]]) -> dict[str, Any]:
     table: dict[str, Any] = {}
     for key, text in pairs:
         *sections, last = key.split(".")
-        place = table
+        place: dict[str, Any] = table
         for depth, section in enumerate(sections, 1):
-            inner = place.get(section, {})
-            inner = {"none": True} if inner == "none" else _literal(inner)
+            found = place.get(section, {})
+            inner: Any = {"none": True} if found == "none" else _literal(found)
             if not isinstance(inner, dict):
                 raise ConfigError(".".join(sections[:depth]), f"{inner!r} is not a section")
             place[section] = place = inner
@@ -138,10 +138,10 @@ def _replace_at(value: Mapping[str, Any], base: tuple[Any, ...]) -> list[Any]:
 
 
 def _decode_keyed(members: list[Any], value: Any, base: tuple[Any, ...]) -> tuple[Any, ...]:
-    by_kind = {_kind(member): member for member in members}
+    by_kind = {str(_kind(member)): member for member in members}
     if not isinstance(value, Mapping):
         raise ConfigError("", f"{value!r} is not a section", f"its members are {', '.join(by_kind)}")
-    entries = {_kind(type(entry)): entry for entry in base}
+    entries = {str(_kind(type(entry))): entry for entry in base}
     for key, settings in value.items():
         kind = key.replace("-", "_")
         if kind not in by_kind:

@@ -1,6 +1,6 @@
 """The transformer: its shape, its attention, its positions, and which layers are mixtures of experts."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from moekit.config.errors import ConfigError, check, check_not_negative, check_positive
@@ -122,7 +122,7 @@ class ModelConfig:
     """how tokens see each other"""
     rope: RopeConfig = RopeConfig()
     """positions"""
-    moe: MoEConfig = MoEConfig()
+    moe: MoEConfig = field(default_factory=MoEConfig)
     """the other layers' feed-forward"""
     mtp_depth: int = 0
     """multi-token prediction modules: 0 or 1 (arXiv 2412.19437, section 2.2)"""

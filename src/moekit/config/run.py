@@ -1,6 +1,6 @@
 """A training run: the model, its data, the optimizer and its schedule, and when to save."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from moekit.config.errors import check, check_not_negative, check_positive
@@ -118,7 +118,7 @@ class TrainSection:
 class RunConfig:
     """One training run."""
 
-    model: ModelConfig = ModelConfig()
+    model: ModelConfig = field(default_factory=ModelConfig)
     """the model"""
     data: DataConfig = DataConfig()
     """the text"""

@@ -24,7 +24,11 @@ class Context(NamedTuple):
 
 
 def attend(
-    q: Float[Tensor, "B H S C"], k: Float[Tensor, "B H T C"], v: Float[Tensor, "B H T W"], context: Context, scale: float
+    q: Float[Tensor, "B H S C"],
+    k: Float[Tensor, "B H T C"],
+    v: Float[Tensor, "B H T W"],
+    context: Context,
+    scale: float,
 ) -> Float[Tensor, "B H S W"]:
     """softmax(q k^T scale) v over what is visible."""
     causal = context.visible is None
@@ -63,7 +67,7 @@ class _ShortCausalAttention(torch.autograd.Function):
         grad = grads[0].flatten(0, 1)
         grad_v = torch.bmm(probability.mT, grad)
         grad_probability = torch.bmm(grad, v.mT)
-        grad_scores = torch._softmax_backward_data(grad_probability, probability, -1, q.dtype).mul_(ctx.scale)
+        grad_scores = torch.ops.aten._softmax_backward_data(grad_probability, probability, -1, q.dtype).mul_(ctx.scale)
         grad_q, grad_k = torch.bmm(grad_scores, k), torch.bmm(grad_scores.mT, q)
         grad_q, grad_k, grad_v = (x.unflatten(0, ctx.heads) for x in (grad_q, grad_k, grad_v))
         return grad_q, grad_k, grad_v, None

@@ -99,4 +99,6 @@ class Transformer(nn.Module):
             positions = (real.long().cumsum(dim=1) - 1).clamp_min(0)[:, past:]
         attention = self.config.attention
         width = attention.qk_rope_head_dim if isinstance(attention, MLAConfig) else attention.head_dim
-        return Context(rotation(self.config.rope, width, positions), None if visible is None else visible.to(ids.device))
+        return Context(
+            rotation(self.config.rope, width, positions), None if visible is None else visible.to(ids.device)
+        )

@@ -18,9 +18,7 @@ class Experts(nn.Module):
         self.gate_up = nn.Parameter(torch.empty(n_experts, 2 * expert_width, width))
         self.down = nn.Parameter(torch.empty(n_experts, width, expert_width))
 
-    def forward(
-        self, x: Float[Tensor, "T D"], weights: Float[Tensor, "T K"], plan: Dispatch
-    ) -> Float[Tensor, "T D"]:
+    def forward(self, x: Float[Tensor, "T D"], weights: Float[Tensor, "T K"], plan: Dispatch) -> Float[Tensor, "T D"]:
         """The weighted sum, for each token, of the experts that serve it."""
         return _ExpertBlock.apply(x, weights, self.gate_up, self.down, plan)
 

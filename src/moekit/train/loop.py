@@ -81,7 +81,11 @@ class Run:
                 board.append(row)
             watcher.stepped(row)
             stopping = watcher.stopping()
-            if stopping or self._due(self.config.train.checkpoint_every) or self.progress.best_step == self.progress.step:
+            if (
+                stopping
+                or self._due(self.config.train.checkpoint_every)
+                or self.progress.best_step == self.progress.step
+            ):
                 self.save()
             if stopping:
                 break

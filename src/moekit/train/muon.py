@@ -28,7 +28,8 @@ class Muon(Optimizer):
         weight_decay: float = 0.1,
         steps: int = 5,
     ) -> None:
-        super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay, steps=steps, parts=1))
+        defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "steps": steps, "parts": 1}
+        super().__init__(params, defaults)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
@@ -61,10 +62,10 @@ class Muon(Optimizer):
         flat = torch.cat([u if u.shape[-2] <= u.shape[-1] else u.mT for _, u, _ in entries]).bfloat16()
         orthogonal = orthogonalise(flat, steps).split([u.shape[0] for _, u, _ in entries])
         for (parameter, update, group), part in zip(entries, orthogonal, strict=True):
-            part = part if update.shape[-2] <= update.shape[-1] else part.mT
+            move = part if update.shape[-2] <= update.shape[-1] else part.mT
             factor = 0.2 * max(update.shape[-2:]) ** 0.5
             parameter.mul_(1 - group["lr"] * group["weight_decay"])
-            parameter.add_(part.reshape(parameter.shape), alpha=-group["lr"] * factor)
+            parameter.add_(move.reshape(parameter.shape), alpha=-group["lr"] * factor)
 
 
 def orthogonalise(x: Float[Tensor, "N short long"], steps: int) -> Float[Tensor, "N short long"]:

@@ -1,6 +1,7 @@
 """Which optimizer moves which tensor, and how fast at each step."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from moekit.train.muon import Muon
 class Optimizers:
     """The optimizers of a run as one: matrices go to Muon (if chosen), all else to AdamW."""
 
-    def __init__(self, config: OptimConfig, parameters: dict[str, Tensor]) -> None:
+    def __init__(self, config: OptimConfig, parameters: Mapping[str, Tensor]) -> None:
         self.config = config
         self.names = list(parameters)
         rest = dict(parameters)
@@ -41,7 +42,7 @@ class Optimizers:
             part.step()
 
 
-def muon_groups(parameters: dict[str, Tensor]) -> list[dict[str, Any]]:
+def muon_groups(parameters: Mapping[str, Tensor]) -> list[dict[str, Any]]:
     """The matrices between tokens and logits: all but embedding, head and router, whose rows are used one by one."""
     own = ("embedding.weight", "head.weight", "router.centroids", "shared_gate.weight")
     matrices = {name: p for name, p in parameters.items() if p.dim() > 1 and not name.endswith(own)}

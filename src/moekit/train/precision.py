@@ -1,5 +1,7 @@
 """bfloat16 computation with float32 master weights: the optimizer moves masters, the model holds their roundings."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import nn
 
@@ -14,7 +16,9 @@ class MasterWeights:
 
     def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
         named = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        self.masters = {name: p.detach().clone().float().requires_grad_() for name, p in named.items()}
+        self.masters: Mapping[str, Tensor] = {
+            name: p.detach().clone().float().requires_grad_() for name, p in named.items()
+        }
         model.to(dtype)
         self.working = {name: p for name, p in model.named_parameters() if p.requires_grad}
         if dtype == torch.float32:
@@ -38,7 +42,8 @@ class MasterWeights:
     def publish(self) -> None:
         """Round the masters into the model."""
         if self.masters is not self.working:
-            torch._foreach_copy_(list(self.working.values()), list(self.masters.values()))
+            for name, working in self.working.items():
+                working.copy_(self.masters[name])
 
     def clear(self) -> None:
         """Forget all gradients."""

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,9 @@ class Checkpoints:
         if not path.exists():
             with new_folder(path) as building:
                 write_weights(model, self.config, building / WEIGHTS)
-                save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, building / f"{STATE}.safetensors")
+                save_file(
+                    {name: tensor.contiguous() for name, tensor in tensors.items()}, building / f"{STATE}.safetensors"
+                )
                 (building / f"{STATE}.json").write_text(json.dumps(values), "utf-8")
                 write_description(self.config, building, self.tokenizer)
         publish(path / WEIGHTS, self.folder / WEIGHTS)
@@ -109,7 +112,7 @@ def optimizer_tensors(parts: list[torch.optim.Optimizer], names: dict[int, str])
 
 
 def restore_optimizers(
-    parts: list[torch.optim.Optimizer], parameters: dict[str, Tensor], tensors: dict[str, Tensor]
+    parts: list[torch.optim.Optimizer], parameters: Mapping[str, Tensor], tensors: Mapping[str, Tensor]
 ) -> None:
     """Put back what `optimizer_tensors` took out."""
     owner = {id(p): part for part in parts for group in part.param_groups for p in group["params"]}

@@ -7,10 +7,12 @@ from moekit.config.errors import ConfigError, check
 from moekit.config.model import RopeConfig, YarnConfig
 
 WITHOUT_EFFECT = frozenset(
-    "architectures auto_map _name_or_path bos_token_id eos_token_id pad_token_id dtype ep_size initializer_range "
-    "model_type num_key_value_heads output_attentions output_hidden_states output_router_logits pretraining_tp "
-    "return_dict torch_dtype transformers_version unsloth_fixed use_cache chunk_size_feed_forward id2label label2id "
-    "is_encoder_decoder problem_type router_aux_loss_coef".split()
+    """
+    _name_or_path architectures auto_map bos_token_id chunk_size_feed_forward dtype eos_token_id ep_size
+    id2label initializer_range is_encoder_decoder label2id model_type num_key_value_heads
+    output_attentions output_hidden_states output_router_logits pad_token_id pretraining_tp problem_type
+    return_dict router_aux_loss_coef torch_dtype transformers_version unsloth_fixed use_cache
+    """.split()
 )
 """Fields that change neither the weights nor what is computed from them."""
 
@@ -61,7 +63,9 @@ class HubFields:
         """Raise a ConfigError that names the fields which were neither read nor known to be without effect."""
         unknown = sorted(self.data.keys() - self.asked - WITHOUT_EFFECT)
         if unknown:
-            raise ConfigError(unknown[0], f"not understood: {', '.join(unknown)}", "the model may need what moekit lacks")
+            raise ConfigError(
+                unknown[0], f"not understood: {', '.join(unknown)}", "the model may need what moekit lacks"
+            )
 
 
 def _yarn(scaling: dict[str, Any], max_positions: int) -> YarnConfig:
@@ -75,11 +79,10 @@ def _yarn(scaling: dict[str, Any], max_positions: int) -> YarnConfig:
     }
     unknown = sorted(scaling.keys() - fields.keys())
     check(not unknown, f"rope_scaling.{unknown[0] if unknown else ''}", "is not understood")
-    defaults = {"original_max_position_embeddings": max_positions, "mscale": 1.0, "mscale_all_dim": 0.0}
-    values = {ours: scaling.get(hub, defaults.get(hub)) for hub, ours in fields.items()}
-    given = {ours: value for ours, value in values.items() if value is not None}
-    whole = {"original_max_positions"}
-    return YarnConfig(**{ours: int(v) if ours in whole else float(v) for ours, v in given.items()})
+    given = {ours: float(scaling[hub]) for hub, ours in fields.items() if scaling.get(hub) is not None}
+    original = int(given.pop("original_max_positions", max_positions))
+    # Without mscale_all_dim, DeepSeek's code leaves the softmax scale alone.
+    return YarnConfig(original_max_positions=original, **{"mscale_all_dim": 0.0, **given})  # type: ignore[arg-type]
 
 
 def write_rope(rope: RopeConfig) -> dict[str, Any]:

@@ -41,4 +41,5 @@ def selection_bias(balance: nn.ModuleDict) -> Float[Tensor, " E"] | None:
     biases = [bias for _, rule in active_rules(balance) if (bias := rule.bias()) is not None]
     return sum(biases[1:], biases[0]) if biases else None
 
+
 __all__ = ["RULES", "BalanceRule", "StepCount", "active_rules", "build_balance", "selection_bias"]

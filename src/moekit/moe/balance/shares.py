@@ -9,7 +9,7 @@ from moekit.tensors import Float, Int, Tensor
 
 
 def chosen(experts: Int[Tensor, "T K"], routing: Routing) -> Int[Tensor, "B E"]:
-    """How many real tokens of each sequence chose each expert; `experts` as in `routing` or as some other rule has it."""
+    """How many real tokens of each sequence chose each expert; `experts` may be those of another rule."""
     return count_by_sequence(experts, routing.n_experts, routing)
 
 
