@@ -45,8 +45,7 @@ def attend(
 
 
 def _prefers_whole_scores(q: Tensor) -> bool:
-    training_on_cpu = torch.is_grad_enabled() and q.requires_grad and q.device.type == "cpu"
-    return training_on_cpu and q.dtype == torch.bfloat16 and q.shape[2] <= SHORT
+    return q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.shape[2] <= SHORT
 
 
 class _ShortCausalAttention(torch.autograd.Function):
