@@ -10,7 +10,7 @@ demo: .venv/ready ## train the tiny preset for about two minutes, let it write, 
 	$(BIN)/moekit report runs/demo
 
 test: .venv/ready ## the whole suite, without what takes minutes
-	$(BIN)/python -m pytest -n 2 -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow"
 
 slow: .venv/ready ## the checks that take minutes
 	$(BIN)/python -m pytest -m slow

@@ -1,10 +1,12 @@
 """Open a model folder: configuration, weights, tokenizer."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -21,6 +23,17 @@ from moekit.tensors import Tensor
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
+STORED = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float64}
+"""Types of tensors that hold weights as they are; others need scales."""
+
+
+class Described(NamedTuple):
+    """What `config.json` says; `own` where moekit wrote it."""
+
+    config: ModelConfig
+    family: Family
+    own: bool
+
 
 def load(path: str | Path, dtype: torch.dtype | str | None = None, device: str = "cpu") -> Transformer:
     """The model in the folder `path`, ready for evaluation.
@@ -29,15 +42,16 @@ def load(path: str | Path, dtype: torch.dtype | str | None = None, device: str =
     folder that is missing, incomplete, or of a kind moekit does not know.
     """
     folder = Path(path)
-    config, family = _described(folder)
-    with torch.device("meta"):
-        model = Transformer(config)
+    described = _described(folder)
     with _opened(_weights(folder)) as file:
-        stored = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        stored = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+        config, family = _present(described, stored), described.family
+        model = _empty(config, folder, stored)
         parts = _check_names(model, family, stored, folder)
         wanted = DTYPES[dtype] if isinstance(dtype, str) else dtype
-        model = model.to(wanted or _dtype(file, parts)).to_empty(device=device)
+        model = model.to(wanted or _dtype(stored, parts)).to_empty(device=device)
         _fill(model, parts, file)
+        _check_zeros(family.zeros(config), stored, folder)
     if config.tie_embeddings:
         model.head.weight = model.embedding.weight
     return model.eval()
@@ -45,7 +59,7 @@ def load(path: str | Path, dtype: torch.dtype | str | None = None, device: str =
 
 def load_config(path: str | Path) -> ModelConfig:
     """The configuration in the folder `path`."""
-    return _described(Path(path))[0]
+    return _described(Path(path)).config
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
@@ -57,9 +71,12 @@ def stop_ids(path: str | Path) -> tuple[int, ...]:
     """The ids that end a text, from `generation_config.json` or `config.json`; none where neither says."""
     for name in ("generation_config.json", "config.json"):
         file = Path(path) / name
-        ids = read_json(file).get("eos_token_id") if file.is_file() else None
-        if ids is not None:
-            return tuple(ids) if isinstance(ids, list) else (int(ids),)
+        found = read_json(file).get("eos_token_id") if file.is_file() else None
+        if found is not None:
+            ids = found if isinstance(found, list) else [found]
+            if not all(type(number) is int for number in ids):
+                raise InputError(f"{file}: `eos_token_id`: {found!r} is no token id")
+            return tuple(ids)
     return ()
 
 
@@ -67,14 +84,14 @@ def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file."""
     try:
         data = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: cannot be read: {error}") from None
     if not isinstance(data, dict):
         raise InputError(f"{path}: holds no JSON object")
     return data
 
 
-def _described(folder: Path) -> tuple[ModelConfig, Family]:
+def _described(folder: Path) -> Described:
     file = folder / "config.json"
     if not file.is_file():
         hint = "give a folder with config.json and safetensors weights"
@@ -82,9 +99,30 @@ def _described(folder: Path) -> tuple[ModelConfig, Family]:
     data = read_json(file)
     family = family_named(data.get("model_type"), str(file))
     try:
-        return family.from_hub(data), family
+        return Described(family.from_hub(data), family, "moekit" in (*data, family.model_type))
     except ConfigError as error:
         raise InputError(f"{file}: {error}", error.hint) from None
+
+
+def _present(described: Described, stored: dict[str, Any]) -> ModelConfig:
+    """The configuration of what is stored. transformers announces a prediction module and does not write it."""
+    config, family, own = described
+    names = {} if own else family.names(config) or {}
+    module = {hub for ours, hub in names.items() if ours.startswith("mtp.") and isinstance(hub, str)}
+    return replace(config, mtp_depth=0) if config.mtp_depth and module and not module & stored.keys() else config
+
+
+def _empty(config: ModelConfig, folder: Path, stored: dict[str, Any]) -> Transformer:
+    """The model without memory for its weights."""
+    # Each layer has tensors; a damaged number must not keep us busy for hours.
+    if config.n_layers > len(stored):
+        raise InputError(f"{folder}: config.json wants {config.n_layers} layers, {WEIGHTS} holds {len(stored)} tensors")
+    try:
+        with torch.device("meta"):
+            return Transformer(config)
+    except (RuntimeError, OverflowError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{folder / 'config.json'}: describes a model that cannot be: {reason}") from None
 
 
 def _weights(folder: Path) -> Path:
@@ -109,32 +147,43 @@ def _opened(path: Path) -> Iterator[Any]:
         raise InputError(f"{path}: damaged or no safetensors file: {error}") from None
 
 
-def _check_names(
-    model: Transformer, family: Family, stored: dict[str, tuple[int, ...]], folder: Path
-) -> dict[str, Piece]:
-    """The pieces to read, by their name in the file. Nothing may be missing, unexpected or of another shape."""
+def _check_names(model: Transformer, family: Family, stored: dict[str, Any], folder: Path) -> dict[str, Piece]:
+    """The pieces to read, by their name in the file. Nothing may be missing, unexpected or of another shape or type."""
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     if model.config.tie_embeddings:
         shapes.pop("head.weight", None)
-    wanted = {piece.hub: piece for piece in pieces(shapes, family.names(model.config))}
-    copies = family.copies(model.config).keys() | ({"lm_head.weight"} if model.config.tie_embeddings else set())
+    # One more than there are shows that some are missing; a damaged number must not keep us busy for hours.
+    found = islice(pieces(shapes, family.names(model.config)), len(stored) + 1)
+    wanted = {piece.hub: piece for piece in found}
+    extra = family.copies(model.config).keys() | family.zeros(model.config).keys()
+    extra |= {"lm_head.weight"} if model.config.tie_embeddings else set()
     for problem, names in (
         ("missing", wanted.keys() - stored.keys()),
-        ("unexpected", stored.keys() - wanted.keys() - copies),
+        ("unexpected", stored.keys() - wanted.keys() - extra),
     ):
         if names:
             raise InputError(f"{folder / WEIGHTS}: {len(names)} {problem} tensors, among them {sorted(names)[0]}")
     for name, piece in wanted.items():
         expected = tuple(take(torch.empty(shapes[piece.ours], device="meta"), piece).shape)
-        if stored[name] != expected:
-            raise InputError(f"{folder / WEIGHTS}: {name} is {list(stored[name])}, config.json wants {list(expected)}")
+        shape, dtype = stored[name].get_shape(), stored[name].get_dtype()
+        if tuple(shape) != expected:
+            raise InputError(f"{folder / WEIGHTS}: {name} is {list(shape)}, config.json wants {list(expected)}")
+        if dtype not in STORED:
+            raise InputError(f"{folder / WEIGHTS}: {name} is of type {dtype}, not one of {', '.join(STORED)}")
     return wanted
 
 
-def _dtype(file: Any, parts: dict[str, Piece]) -> torch.dtype:
+def _check_zeros(zeros: Mapping[str, tuple[int, ...]], stored: dict[str, Any], folder: Path) -> None:
+    """What stands in the file only because others want it must have no effect."""
+    for name in zeros.keys() & stored.keys():
+        if 0 not in stored[name].get_shape() and stored[name][:].any():
+            raise InputError(f"{folder / WEIGHTS}: {name} is not zero, but config.json has no use for it")
+
+
+def _dtype(stored: dict[str, Any], parts: dict[str, Piece]) -> torch.dtype:
     """The type of the embedding stands for the model's."""
     name = next(name for name, piece in parts.items() if piece.ours == "embedding.weight")
-    return file.get_slice(name)[:1].dtype
+    return STORED[stored[name].get_dtype()]
 
 
 @torch.no_grad()

@@ -6,10 +6,12 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 
 from moekit.checkpoint.pieces import pieces, take
+from moekit.config.errors import InputError
 from moekit.config.families import family_for
 from moekit.config.model import ModelConfig
 from moekit.data.tokenizer import end_of_text, save_tokenizer
@@ -36,8 +38,13 @@ def write_weights(state: Mapping[str, Tensor], config: ModelConfig, path: Path) 
     shapes = {name: tuple(tensor.shape) for name, tensor in ours.items()}
     hub = {piece.hub: take(ours[piece.ours], piece) for piece in pieces(shapes, family.names(config))}
     hub |= {name: ours[original] for name, original in family.copies(config).items() if original in ours}
+    hub |= {name: torch.zeros(shape) for name, shape in family.zeros(config).items()}
+    path.touch()
+    mode = path.stat().st_mode
     # safetensors refuses tensors that share memory, and views of a stack do.
     save_file({name: tensor.cpu().clone() for name, tensor in hub.items()}, path, metadata={"format": "pt"})
+    # It also hides its files from all other users.
+    path.chmod(mode)
     flush(path)
 
 
@@ -79,6 +86,8 @@ class new_folder:  # noqa: N801
         self.building = path.with_name(f".{path.name}.writing")
 
     def __enter__(self) -> Path:
+        if os.path.lexists(self.path):
+            raise InputError(f"{self.path} exists already", "choose another folder")
         shutil.rmtree(self.building, ignore_errors=True)
         self.building.mkdir(parents=True)
         return self.building

@@ -19,13 +19,14 @@ def say(text: str) -> None:
 
 def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """A table, to stdout: the first column holds names, the others figures."""
-    table = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
+    table = Table(header_style="bold")
     for number, column in enumerate(columns):
         table.add_column(column, justify="left" if number == 0 else "right", overflow="fold")
     for row in rows:
         table.add_row(*row)
     # Without a terminal rich would assume 80 columns and fold figures.
     console = Console(highlight=False) if sys.stdout.isatty() else Console(width=160, highlight=False)
+    console.print(title, style="bold", markup=False)
     console.print(table)
 
 

@@ -40,7 +40,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
     add = parser.add_argument
     add("path", metavar="PATH", help="model folder: a run of moekit, or a Hugging Face MoE folder")
-    add("--data", action="append", default=[], metavar="[NAME=]FILE", help="UTF-8 text to predict; repeatable (the run's own)")
+    add(
+        "--data",
+        action="append",
+        default=[],
+        metavar="[NAME=]FILE",
+        help="UTF-8 text to predict; repeatable (the run's own)",
+    )
     add("--sequence-length", type=int, metavar="N", help=f"tokens in a window (as in training, else {LONGEST} at most)")
     add("--stride", type=int, metavar="N", help="tokens from window to window (half a window); less: more context")
     add("--batch", type=int, default=8, metavar="N", help="windows at a time (%(default)s)")
@@ -58,10 +64,12 @@ def run(args: argparse.Namespace) -> int:
             raise InputError(f"--{key.replace('_', '-')} {value}: must be above 0")
 
     from moekit.checkpoint.load import load, load_config, load_tokenizer  # noqa: PLC0415 - torch comes late
+    from moekit.cli.device import check_device  # noqa: PLC0415
 
     length = args.sequence_length or trained_length(args.path) or min(load_config(args.path).max_positions, LONGEST)
     stride = args.stride or max(length // 2, 1)
     tokenizer = load_tokenizer(args.path)
+    check_device(args.device)
     model = load(args.path, dtype=None if args.dtype == "auto" else args.dtype, device=args.device)
     rows = evaluate_all(args.path, model, tokenizer, texts, (length, stride, args.batch))
     if args.json:
@@ -101,7 +109,8 @@ def trained_length(path: str) -> int | None:
     if not file.is_file():
         return None
     data = read_json(file).get("data", {})
-    return data.get("sequence_length") if isinstance(data, dict) else None
+    length = data.get("sequence_length") if isinstance(data, dict) else None
+    return length if type(length) is int and length > 0 else None
 
 
 def read_all(options: list[str]) -> list[Data]:
@@ -120,8 +129,11 @@ def read(option: str) -> Data:
     if not equals or Path(option).exists():
         name, path = Path(option).stem, option
     file = Path(path)
-    if not file.is_file():
-        raise InputError(f"{path}: {'is a folder' if file.is_dir() else 'no such file'}", "name a UTF-8 text file")
+    if not path or not file.is_file():
+        raise InputError(
+            f"{path or f'--data {option}'}: {'is a folder' if file.is_dir() else 'no such file'}",
+            "name a UTF-8 text file",
+        )
     try:
         text = file.read_bytes().decode()
     except UnicodeDecodeError as error:

@@ -43,6 +43,7 @@ def run(args: argparse.Namespace) -> int:
         raise InputError("give either --prompt or --ids", 'for example --prompt "Once upon a time"')
 
     from moekit.checkpoint.load import load, load_config, stop_ids  # noqa: PLC0415 - torch only when it is needed
+    from moekit.cli.device import check_device  # noqa: PLC0415
     from moekit.generation.text import Stop, complete, encode_prompt  # noqa: PLC0415
 
     config = load_config(args.path)
@@ -50,6 +51,7 @@ def run(args: argparse.Namespace) -> int:
     ends = stop_ids(args.path)
     prompts = rows_of_ids or [encode_prompt(tokenizer, text, ends) for text in args.prompt if tokenizer is not None]
     _check_lengths(prompts, args.max_new_tokens, config.max_positions)
+    check_device(args.device)
     model = load(args.path, dtype=None if args.dtype == "auto" else args.dtype, device=args.device)
     live = len(prompts) == 1 and tokenizer is not None and not args.json
     beginnings = args.prompt or ["" if tokenizer is None else tokenizer.decode(ids) for ids in prompts]

@@ -1,9 +1,11 @@
 """`moekit VERB ...`: find the verb, import it alone, and turn errors into words."""
 
 import argparse
+import difflib
 import os
 import sys
 import traceback
+from collections.abc import Iterable
 from importlib import import_module
 
 from moekit.config.errors import InputError
@@ -53,7 +55,7 @@ def _run(arguments: list[str]) -> int:
         return 0
     verb = arguments[0]
     if verb not in VERBS:
-        raise InputError(f"there is no command {verb}", f"commands: {', '.join(VERBS)}")
+        raise InputError(f"there is no command {verb}", near(verb, VERBS) or f"commands: {', '.join(VERBS)}")
     module = import_module(f"moekit.cli.{VERBS[verb][0]}")
     parser = Parser(prog=f"moekit {verb}", description=VERBS[verb][1], allow_abbrev=False)
     rest = arguments[1:]
@@ -62,8 +64,9 @@ def _run(arguments: list[str]) -> int:
     if not hasattr(module, "SETTINGS"):
         return module.run(parser.parse_args(rest))
     settings, rest = split_settings(rest)
-    if "-h" in rest or "--help" in rest:
-        parser.epilog = module.help_settings(rest)
+    if help_wanted := {"-h", "--help"} & set(rest):
+        named = [argument for argument in rest if argument not in help_wanted]
+        parser.epilog = module.help_settings(parser.parse_args(named))
         parser.formatter_class = argparse.RawDescriptionHelpFormatter
     return module.run(parser.parse_args(rest), settings)
 
@@ -71,9 +74,23 @@ def _run(arguments: list[str]) -> int:
 class Parser(argparse.ArgumentParser):
     """argparse, with errors in the words of the house."""
 
+    def parse_args(self, args: list[str]) -> argparse.Namespace:  # type: ignore[override]
+        """As argparse does, with the nearest option as a hint where one is unknown."""
+        known, unknown = self.parse_known_args(args)
+        if unknown:
+            hint = near(unknown[0].partition("=")[0], self._option_string_actions)
+            raise InputError(f"{unknown[0]} is not understood", hint or f"{self.prog} --help lists the options")
+        return known
+
     def error(self, message: str) -> None:  # type: ignore[override]
         """Raise instead of printing the usage."""
-        raise InputError(message, f"{self.prog} --help lists the options")
+        raise InputError(message.removeprefix("argument "), f"{self.prog} --help lists the options")
+
+
+def near(word: str, known: Iterable[str]) -> str:
+    """A hint to the known word that resembles `word`; empty where none does."""
+    found = difflib.get_close_matches(word, list(known), n=1)
+    return f"did you mean `{found[0]}`?" if found else ""
 
 
 def split_settings(arguments: list[str]) -> tuple[list[tuple[str, str]], list[str]]:
@@ -120,9 +137,9 @@ def _reason(error: Exception) -> str:
 
 
 def _fail(message: str, hint: str, status: int) -> int:
-    print(f"error: {message}", file=sys.stderr)
-    if hint:
-        print(f"hint: {hint}", file=sys.stderr)
+    for kind, text in (("error", message), ("hint", hint)):
+        if text:
+            print(f"{kind}: {' '.join(text.splitlines())}", file=sys.stderr)
     return status
 
 

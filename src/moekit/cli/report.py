@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,10 @@ def run(args: argparse.Namespace) -> int:
     folder, out = Path(args.path), Path(args.out or args.path)
     if not (folder / "run.json").is_file():
         raise InputError(f"{folder}: no training run in it", "give the --out folder of moekit train")
+    if out.exists() and not out.is_dir():
+        raise InputError(f"--out {out}: is not a folder")
+    if not 0 <= args.temperature < math.inf:
+        raise InputError(f"--temperature {args.temperature}: must be a number from 0")
     report = build(args, folder)
     out.mkdir(parents=True, exist_ok=True)
     figures = to_json(report)
@@ -61,8 +66,10 @@ def build(args: argparse.Namespace, folder: Path) -> Report:
     from moekit.analyze.domains import trace  # noqa: PLC0415
     from moekit.analyze.experts import expert_use  # noqa: PLC0415
     from moekit.checkpoint.load import load, load_tokenizer, read_json  # noqa: PLC0415
+    from moekit.cli.device import check_device  # noqa: PLC0415
     from moekit.train.metrics import METRICS, read_metrics  # noqa: PLC0415
 
+    check_device(args.device)
     model, tokenizer = load(folder, device=args.device), load_tokenizer(folder)
     texts = held_out(str(folder))
     length = trained_length(str(folder)) or 256

@@ -8,9 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from moekit.cli.run_folder import RUN, check_run_folder, read_run
 from moekit.config.codec import overrides, to_toml, update
 from moekit.config.describe import describe
-from moekit.config.errors import InputError
+from moekit.config.errors import ConfigError, InputError, check
 from moekit.config.presets.load import load_run, preset_names
 from moekit.config.run import DataConfig, RunConfig, Source
 
@@ -34,23 +35,23 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--json", action="store_true", help="print the result as one JSON object")
 
 
-def help_settings(arguments: list[str]) -> str:
+def help_settings(args: argparse.Namespace) -> str:
     """The settings with their values in the preset or file named on the command line."""
-    names = [argument for argument in arguments if not argument.startswith("-")]
-    config = load_run(names[0]) if names else RunConfig()
+    config = load_run(args.name) if args.name else RunConfig()
     lines = [f"  --{item.key.replace('_', '-')} {item.value}\n      {item.text}" for item in describe(config)]
-    return "settings" + (f" of {names[0]}" if names else "") + ":\n" + "\n".join(lines)
+    return "settings" + (f" of {args.name}" if args.name else "") + ":\n" + "\n".join(lines)
 
 
 def run(args: argparse.Namespace, settings: list[tuple[str, str]]) -> int:
     """Resolve the configuration, prepare the data, train, say what came out."""
+    if args.out == "":
+        raise InputError("--out is empty", "name a folder")
     folder = Path(args.out or f"runs/{Path(args.name or 'run').stem}")
     config = resolve(args, settings, folder)
     if args.show_config:
         print(to_toml(config), end="")
         return 0
-    if (folder / "run.json").exists() and not args.resume:
-        raise InputError(f"{folder} holds a run already", "--resume goes on with it; --out names another folder")
+    check_run_folder(folder, args.resume)
     if not config.data.sources:
         raise InputError("`data.sources`: there is nothing to learn from", "--data NAME=PATH names a text")
     return _train(config, folder, args)
@@ -59,18 +60,20 @@ def run(args: argparse.Namespace, settings: list[tuple[str, str]]) -> int:
 def resolve(args: argparse.Namespace, settings: list[tuple[str, str]], folder: Path) -> RunConfig:
     """Defaults, then the preset or file (or the run to resume), then the options."""
     stored = _stored(folder) if args.resume else None
-    if args.name:
+    if args.name is not None:
         config = load_run(args.name)
     elif stored is not None:
         config = stored
     else:
-        raise InputError("name a preset or a TOML file", f"presets: {', '.join(preset_names())}")
+        message = f"{folder} holds no {RUN} to resume from" if args.resume else "name a preset or a TOML file"
+        raise InputError(message, f"name what to train: a TOML file, or one of {', '.join(preset_names())}")
     for key in ("seed", "device"):
         if getattr(args, key) is not None:
             settings = [*settings, (key, getattr(args, key))]
     if args.data:
         config = replace(config, data=replace(config.data, sources=tuple(map(parse_source, args.data))))
     config = update(config, overrides(settings))
+    _check_fit(config)
     if stored is not None:
         _check_same(config, stored, folder)
     return config
@@ -79,19 +82,31 @@ def resolve(args: argparse.Namespace, settings: list[tuple[str, str]], folder: P
 def parse_source(text: str) -> Source:
     """`NAME=PATH` or `PATH`, the name then being the file's."""
     name, equals, path = text.partition("=")
+    if not (path if equals else text):
+        raise InputError(f"--data {text}: names no file", "write --data NAME=PATH")
     return Source(path=path, domain=name) if equals else Source(path=text, domain=Path(text).stem)
 
 
+def _check_fit(config: RunConfig) -> None:
+    """What no section of the configuration can see alone."""
+    length, limit = config.data.sequence_length, config.model.max_positions
+    message = f"{length} exceeds model.max_positions = {limit}"
+    check(length <= limit, "data.sequence_length", message, "shorten the sequences, or raise model.max_positions")
+    for index, source in enumerate(config.data.sources):
+        # The validation text of a domain is kept in a file of that name.
+        fits = source.domain == Path(source.domain).name and source.domain.isprintable() and len(source.domain) <= 60
+        key, message = f"data.sources.{index}.domain", f"{source.domain!r} cannot be the name of a file"
+        check(fits and source.domain[:1] not in ("", "."), key, message, "name domains such as `code`")
+
+
 def _stored(folder: Path) -> RunConfig | None:
-    file = folder / "run.json"
-    if not file.exists():
+    data = read_run(folder)
+    if data is None:
         return None
     try:
-        data = json.loads(file.read_text("utf-8"))
-    except ValueError as error:
-        raise InputError(f"{file}: cannot be read: {error}") from None
-    empty = RunConfig(data=DataConfig(sources=()))
-    return update(empty, data)
+        return update(RunConfig(data=DataConfig(sources=())), data)
+    except ConfigError as error:
+        raise InputError(f"{folder / RUN}: {error}", error.hint) from None
 
 
 def _check_same(config: RunConfig, stored: RunConfig, folder: Path) -> None:
@@ -107,10 +122,12 @@ def _check_same(config: RunConfig, stored: RunConfig, folder: Path) -> None:
 
 def _train(config: RunConfig, folder: Path, args: argparse.Namespace) -> int:
     from moekit.cli.console import say  # noqa: PLC0415 - rich and torch only when there is work
+    from moekit.cli.device import check_device  # noqa: PLC0415
     from moekit.data.cache import default_cache  # noqa: PLC0415
     from moekit.data.corpus import prepare  # noqa: PLC0415
     from moekit.train.loop import Run  # noqa: PLC0415
 
+    check_device(config.device)
     corpus = prepare(config.data, config.model.vocab_size, default_cache(), say)
     for domain in corpus.domains:
         for skip in domain.skips:
@@ -171,15 +188,20 @@ def _say_start(training: Any, say: Any) -> None:
     balance = ", ".join(rule.kind for rule in moe.balance) or "nothing"
     say(f"{stored:,} parameters, of which a token uses {stored - idle:,}; balanced by {balance}; computing in {dtype}")
     tokens = sum(len(domain.train) for domain in training.corpus.domains)
-    a_step = config.train.batch * config.data.sequence_length
-    say(f"{tokens:,} training tokens; {config.train.steps} steps of {a_step:,} tokens, from step {training.progress.step}")
+    a_step, done = config.train.batch * config.data.sequence_length, training.progress.step
+    say(f"{tokens:,} training tokens; {config.train.steps} steps of {a_step:,} tokens, from step {done}")
 
 
 def _show_result(training: Any, as_json: bool) -> None:
     validation, folder = training.progress.validation, training.folder
     mean = sum(figures["bits_per_byte"] for figures in validation.values()) / max(len(validation), 1)
     if as_json:
-        result = {"folder": str(folder), "step": training.progress.step, "validation": validation, "bits_per_byte": mean}
+        result = {
+            "folder": str(folder),
+            "step": training.progress.step,
+            "validation": validation,
+            "bits_per_byte": mean,
+        }
         print(json.dumps(result, ensure_ascii=False))
         return
     for domain, figures in validation.items():
@@ -187,5 +209,3 @@ def _show_result(training: Any, as_json: bool) -> None:
     print(f"mean: {mean:.3f} bits per byte after {training.progress.step} steps")
     print(f"model: {folder}")
     sys.stdout.flush()
-
-

@@ -29,7 +29,9 @@ def describe(config: Any, prefix: str = "") -> Iterator[FieldHelp]:
             for index, entry in enumerate(value):
                 yield from describe(entry, f"{key}.{getattr(entry, 'kind', index)}.")
         else:
-            yield FieldHelp(key, _shown(value), helps.get(field.name, ""))
+            # The tag of a variant is explained by the variant itself.
+            text = (type(config).__doc__ or "").splitlines()[0] if field.name == "kind" else ""
+            yield FieldHelp(key, _shown(value), helps.get(field.name, text))
 
 
 def field_helps(cls: type) -> dict[str, str]:

@@ -53,9 +53,9 @@ class OptimConfig:
 
     kind: Literal["muon", "adamw"] = "muon"
     """muon: Muon for the matrices and AdamW for the rest; adamw: AdamW for all"""
-    lr: float = 0.02
+    lr: float = 0.004
     """peak learning rate of the matrices (Muon), or of everything (AdamW)"""
-    adam_lr: float = 0.003
+    adam_lr: float = 0.01
     """with muon: peak learning rate of embeddings, head, norms and routers"""
     weight_decay: float = 0.01
     """decoupled weight decay of matrices"""

@@ -60,12 +60,13 @@ class Run:
         self.progress = Progress()
         length = config.data.sequence_length
         self.batches = Batches(corpus.domains, length, config.train.batch, config.seed, extra=LOOKAHEAD)
-        state.start_folder(folder, to_dict(config), config.model, corpus)
         steps = state.saved_steps(folder) if resume else []
         if steps:
             self._restore(state.checkpoint_folder(folder, steps[-1]))
         else:
             self.stepper = Stepper(config, _new_model(config))
+        # Not before the checkpoint has proved to be sound and of this run.
+        state.start_folder(folder, to_dict(config), config.model, corpus)
         self.metrics = MetricsFile(folder)
         self.metrics.cut_after(self.progress.step)
         self.layers = _layer_numbers(config)

@@ -17,7 +17,7 @@ class Muon(Optimizer):
 
     The update has the root mean square of AdamW's (0.2 sqrt(max(out, in)), arXiv 2502.16982, section 2.2), so that both
     share learning rate and decay. A parameter of a group with `parts = 2` holds two matrices above each other (gate
-    and up), which are orthogonalised apart.
+    and up), which are orthogonalised apart. `dtype` is that of the iteration, which needs few digits.
     """
 
     def __init__(
@@ -27,9 +27,11 @@ class Muon(Optimizer):
         momentum: float = 0.95,
         weight_decay: float = 0.1,
         steps: int = 5,
+        dtype: torch.dtype = torch.bfloat16,
     ) -> None:
         defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "steps": steps, "parts": 1}
         super().__init__(params, defaults)
+        self.dtype = dtype
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
@@ -59,7 +61,8 @@ class Muon(Optimizer):
         return update.view(-1, rows, parameter.shape[-1])
 
     def _move(self, entries: list[tuple[Tensor, Tensor, dict[str, Any]]], steps: int) -> None:
-        flat = torch.cat([u if u.shape[-2] <= u.shape[-1] else u.mT for _, u, _ in entries]).bfloat16()
+        wide = [u if u.shape[-2] <= u.shape[-1] else u.mT for _, u, _ in entries]
+        flat = torch.cat([u.to(self.dtype) for u in wide])
         orthogonal = orthogonalise(flat, steps).split([u.shape[0] for _, u, _ in entries])
         for (parameter, update, group), part in zip(entries, orthogonal, strict=True):
             move = part if update.shape[-2] <= update.shape[-1] else part.mT

@@ -10,6 +10,7 @@ from torch.optim.optimizer import Optimizer
 from moekit.config.run import OptimConfig
 from moekit.tensors import Tensor
 from moekit.train.muon import Muon
+from moekit.train.precision import compute_dtype
 
 
 class Optimizers:
@@ -25,7 +26,8 @@ class Optimizers:
             for group in groups:
                 for name in group["names"]:
                     rest.pop(name)
-            self.parts.append(Muon(groups, config.lr, config.momentum, config.weight_decay))
+            dtype = compute_dtype("auto", next(iter(parameters.values())).device.type)
+            self.parts.append(Muon(groups, config.lr, config.momentum, config.weight_decay, dtype=dtype))
         decayed = [p for p in rest.values() if p.dim() > 1]
         plain = [p for p in rest.values() if p.dim() <= 1]
         groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]

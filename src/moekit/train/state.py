@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
@@ -65,15 +66,20 @@ def checkpoint_folder(folder: Path, step: int) -> Path:
 
 def saved_steps(folder: Path) -> list[int]:
     """The steps with a whole checkpoint, in order."""
-    return sorted(int(entry.name.removeprefix("step-")) for entry in (folder / "checkpoints").glob("step-*"))
+    names = [entry.name.removeprefix("step-") for entry in (folder / "checkpoints").glob("step-*")]
+    return sorted(int(name) for name in names if name.isdecimal())
 
 
 def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors and values that `Checkpoints.save` was given."""
+    values = read_json(path / f"{STATE}.json")
+    missing = {"step", "best_step", "best", "validation", "data"} - values.keys()
+    if missing:
+        raise InputError(f"{path / STATE}.json: lacks {', '.join(sorted(missing))}")
     try:
-        return load_file(path / f"{STATE}.safetensors"), read_json(path / f"{STATE}.json")
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: the training state cannot be read: {error}") from None
+        return load_file(path / f"{STATE}.safetensors"), values
+    except (OSError, ValueError, SafetensorError) as error:
+        raise InputError(f"{path / STATE}.safetensors: cannot be read: {error}") from None
 
 
 def publish(source: Path, target: Path) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 from moekit.config.balance import BiasBalance, SequenceLoss
 from moekit.config.codec import to_dict, update
+from moekit.config.errors import check
 from moekit.config.families.hub import HubFields, write_rope
 from moekit.config.model import MLAConfig, ModelConfig
 from moekit.config.moe import MoEConfig, TopKRouting
@@ -71,6 +72,21 @@ def copies(config: ModelConfig) -> dict[str, str]:
     return {f"model.layers.{config.n_layers}.{hub}": ours for hub, ours in COPIES.items()}
 
 
+def zeros(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Tensors that other readers expect and we lack: a selection bias of 0, and shared experts of no width."""
+    moe = config.moe
+    if not config.moe_layers:
+        return {}
+    missing: dict[str, tuple[int, ...]] = {}
+    if not any(isinstance(rule, BiasBalance) for rule in moe.balance):
+        missing["mlp.gate.e_score_correction_bias"] = (moe.n_routed,)
+    if not moe.n_shared:
+        missing |= {f"mlp.shared_experts.{part}_proj.weight": (0, config.width) for part in ("gate", "up")}
+        missing["mlp.shared_experts.down_proj.weight"] = (config.width, 0)
+    layers = [*config.moe_layers, *([config.n_layers] if config.mtp_depth else [])]
+    return {f"model.layers.{layer}.{name}": shape for layer in layers for name, shape in missing.items()}
+
+
 def _inside(layer: int, hub: str | tuple[str, ...]) -> str | tuple[str, ...]:
     prefix = f"model.layers.{layer}."
     return prefix + hub if isinstance(hub, str) else tuple(prefix + name for name in hub)
@@ -79,7 +95,8 @@ def _inside(layer: int, hub: str | tuple[str, ...]) -> str | tuple[str, ...]:
 def to_hub(config: ModelConfig) -> dict[str, Any] | None:
     """`config.json`, or None where the family has no words for `config`."""
     attention, moe, rope = config.attention, config.moe, config.rope
-    if not isinstance(attention, MLAConfig):
+    # A group's worth is the sum of its two best experts, so that transformers fails where groups hold but one.
+    if not isinstance(attention, MLAConfig) or moe.n_routed // moe.routing.n_groups < 2:
         return None
     return {
         "architectures": ["DeepseekV3ForCausalLM"],
@@ -131,6 +148,11 @@ def from_hub(data: Mapping[str, Any]) -> ModelConfig:
     fields.expect("moe_layer_freq", 1)
     fields.expect("attention_dropout", 0, 0.0)
     fields.asked |= {"head_dim", "qk_head_dim", "aux_loss_alpha", "seq_aux", "moekit"}
+    n_heads = fields.get("num_attention_heads", int)
+    fields.expect("num_key_value_heads", n_heads)
+    why = "the weights are quantised, which is not supported yet"
+    check(data.get("quantization_config") is None, "quantization_config", why, "convert them to bfloat16 first")
+    fields.asked.add("quantization_config")
     max_positions = fields.get("max_position_embeddings", int)
     n_layers = fields.get("num_hidden_layers", int)
     config = ModelConfig(
@@ -140,7 +162,7 @@ def from_hub(data: Mapping[str, Any]) -> ModelConfig:
         dense_layers=tuple(range(min(fields.get("first_k_dense_replace", int, 0), n_layers))),
         dense_width=fields.get("intermediate_size", int),
         attention=MLAConfig(
-            n_heads=fields.get("num_attention_heads", int),
+            n_heads=n_heads,
             q_lora_rank=fields.optional("q_lora_rank", int),
             kv_lora_rank=fields.get("kv_lora_rank", int),
             qk_nope_head_dim=fields.get("qk_nope_head_dim", int),
@@ -161,15 +183,17 @@ def from_hub(data: Mapping[str, Any]) -> ModelConfig:
 
 
 def _moe(fields: HubFields) -> MoEConfig:
+    n_routed, top_k = fields.get("n_routed_experts", int), fields.get("num_experts_per_tok", int)
     # The balance of arXiv 2412.19437, section 4.2, which released files leave out.
     published = MoEConfig(balance=(BiasBalance(rate=0.001), SequenceLoss(coefficient=0.0001)))
-    own = fields.data.get("moekit", {})
-    balance = update(MoEConfig(), own).balance if own else published.balance
+    own = fields.data.get("moekit")
+    check(own is None or (isinstance(own, dict) and own.keys() <= {"balance"}), "moekit", "may hold `balance` alone")
+    balance = update(MoEConfig(n_routed=n_routed, top_k=top_k), own).balance if own else published.balance
     return MoEConfig(
         expert_width=fields.get("moe_intermediate_size", int),
-        n_routed=fields.get("n_routed_experts", int),
+        n_routed=n_routed,
         n_shared=fields.get("n_shared_experts", int, 0),
-        top_k=fields.get("num_experts_per_tok", int),
+        top_k=top_k,
         routing=TopKRouting(
             score="sigmoid",
             renormalise=fields.get("norm_topk_prob", bool, True),

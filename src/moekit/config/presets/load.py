@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from moekit.config.codec import update
-from moekit.config.errors import InputError
+from moekit.config.errors import ConfigError, InputError
 from moekit.config.run import RunConfig
 
 
@@ -29,15 +29,20 @@ def load_run(name: str) -> RunConfig:
         if chosen not in preset_names():
             raise InputError(f"{name}: no preset is called {chosen}", f"presets: {', '.join(preset_names())}")
         base = load_run(chosen)
-    return update(base, table)
+    try:
+        return update(base, table)
+    except ConfigError as error:
+        raise InputError(f"{name}: {error}", error.hint) from None
 
 
 def read_toml(path: Path) -> dict[str, Any]:
     """The tables of a TOML file."""
     try:
         return tomllib.loads(path.read_text("utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InputError(f"{path}: not valid TOML: {error}") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
 
 
 def _folder() -> Any:
