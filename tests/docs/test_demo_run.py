@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import moekit
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -35,9 +38,6 @@ def test_no_expert_is_dead_and_domains_use_different_experts(demo: Path) -> None
 
 
 def test_transformers_opens_the_folder_and_gives_the_same_logits(demo: Path) -> None:
-    import moekit
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
     theirs, info = AutoModelForCausalLM.from_pretrained(demo, output_loading_info=True, dtype=torch.float32)
     ours = moekit.load(demo)
     assert type(theirs).__name__ == "DeepseekV3ForCausalLM"

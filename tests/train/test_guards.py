@@ -1,12 +1,15 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from moekit.config.run import RunConfig
 from moekit.data.corpus import prepare
 from moekit.model.transformer import Transformer
 from moekit.train.loop import Run
+from moekit.train.metrics import read_metrics
 from moekit.train.step import DivergedError, Stepper
 
 
@@ -61,3 +64,34 @@ def test_training_makes_the_loss_fall(small_run: RunConfig) -> None:
     stepper = Stepper(small_run, Transformer(small_run.model, torch.Generator().manual_seed(0)))
     losses = [stepper.step(ids(), number).losses["next_token"] for number in range(12)]
     assert losses[-1] < losses[0] - 0.5
+
+
+def test_a_run_killed_before_its_folder_showed_the_last_checkpoint_shows_it_when_resumed(
+    small_run: RunConfig, tmp_path: Path
+) -> None:
+    corpus = prepare(small_run.data, small_run.model.vocab_size, tmp_path / "cache")
+    Run(small_run, corpus, tmp_path / "run", resume=False).train(Onlooker())
+    shown = tmp_path / "run" / "model.safetensors"
+    weights = shown.read_bytes()
+    shown.unlink()
+    assert Run(small_run, corpus, tmp_path / "run", resume=True).train(Onlooker())
+    assert shown.read_bytes() == weights
+
+
+class Onlooker:
+    def stepped(self, row: dict) -> None:
+        pass
+
+    def stopping(self) -> bool:
+        return False
+
+
+def test_tensorboard_holds_the_rows_of_the_metrics(small_run: RunConfig, tmp_path: Path) -> None:
+    config = replace(small_run, train=replace(small_run.train, tensorboard=True))
+    corpus = prepare(config.data, config.model.vocab_size, tmp_path / "cache")
+    Run(config, corpus, tmp_path / "run", resume=False).train(Onlooker())
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    events.Reload()
+    losses = [row["loss"] for row in read_metrics(tmp_path / "run" / "metrics.jsonl")]
+    assert [event.value for event in events.Scalars("loss")] == pytest.approx(losses)
+    assert events.Scalars("max_violation/layer_1")

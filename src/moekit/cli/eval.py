@@ -95,6 +95,8 @@ def evaluate_all(
 
 def held_out(path: str) -> list[Data]:
     """The validation texts of a run of moekit, by domain."""
+    if not Path(path).is_dir():
+        raise InputError(f"{path}: no such folder", "give the folder of a model")
     files = sorted((Path(path) / "validation").glob("*.txt"))
     if not files:
         raise InputError("there is no text to evaluate", "name one: --data valid.txt")

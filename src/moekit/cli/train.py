@@ -5,6 +5,7 @@ import json
 import signal
 import sys
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,8 @@ def _check_fit(config: RunConfig) -> None:
     length, limit = config.data.sequence_length, config.model.max_positions
     message = f"{length} exceeds model.max_positions = {limit}"
     check(length <= limit, "data.sequence_length", message, "shorten the sequences, or raise model.max_positions")
+    board = not config.train.tensorboard or find_spec("tensorboard") is not None
+    check(board, "train.tensorboard", "the package tensorboard is not installed", 'pip install "moekit[tensorboard]"')
     for index, source in enumerate(config.data.sources):
         # The validation text of a domain is kept in a file of that name.
         fits = source.domain == Path(source.domain).name and source.domain.isprintable() and len(source.domain) <= 60

@@ -14,7 +14,7 @@ class LayerCache:
         self.rooms: dict[str, Tensor] = {}
 
     def append(self, **new: Tensor) -> list[Tensor]:
-        """Add tensors [B, ..., S, width]; returns, in the same order, all there is so far, [B, ..., past + S, width]."""
+        """Add tensors [B, ..., S, width]; returns, in the same order, all so far: [B, ..., past + S, width]."""
         start = self.length
         end = start + next(iter(new.values())).shape[-2]
         if end > self.capacity:

@@ -9,6 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 
 from moekit.checkpoint.load import load
+from moekit.checkpoint.save import WEIGHTS
 from moekit.config.codec import to_dict
 from moekit.config.run import RunConfig
 from moekit.data.batches import Batches
@@ -17,7 +18,7 @@ from moekit.data.tokenizer import end_of_text
 from moekit.evaluate.text import evaluate_tokens
 from moekit.model.transformer import Transformer
 from moekit.train import state
-from moekit.train.metrics import METRICS, MetricsFile, TensorBoard, layer_figures, read_metrics, round_figure
+from moekit.train.metrics import MetricsFile, TensorBoard, layer_figures, round_figure
 from moekit.train.step import StepFigures, Stepper
 
 LOOKAHEAD = 2
@@ -150,6 +151,8 @@ class Run:
         self.stepper = Stepper(self.config, model)
         state.restore_optimizers(self.stepper.optimizers.parts, self.stepper.weights.masters, tensors)
         self.batches.restore(values["data"])
+        # The run may have been killed after it wrote the checkpoint and before the folder showed its weights.
+        state.publish(path / WEIGHTS, self.folder / WEIGHTS)
 
 
 def validate(
@@ -165,12 +168,6 @@ def validate(
         )
         results[domain.name] = {"loss": round(found.loss, 5), "bits_per_byte": round(found.bits_per_byte, 5)}
     return results
-
-
-def last_validation(folder: Path) -> dict[str, dict[str, float]]:
-    """The newest validation in a run's metrics; empty where there is none."""
-    rows = [row["validation"] for row in read_metrics(folder / METRICS) if "validation" in row]
-    return rows[-1] if rows else {}
 
 
 def _new_model(config: RunConfig) -> Transformer:
