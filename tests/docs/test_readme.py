@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from moekit.cli.main import main
+
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text("utf-8")
 QUICK = "--train.steps 2 --train.batch 2 --train.validate-every 2 --data.valid-bytes 4000"
@@ -60,3 +62,10 @@ def test_every_link_and_file_a_page_names_exists(page: str) -> None:
         assert (ROOT / link).exists(), link
     for name in re.findall(r"`((?:moe|train|config|model|data|checkpoint)/[\w/]+\.py)`", text):
         assert (ROOT / "src/moekit" / name).is_file(), name
+
+
+@pytest.mark.parametrize("page", ["docs/log.md"])
+def test_every_training_command_of_a_page_names_settings_that_exist(page: str) -> None:
+    commands = re.findall(r"^    moekit (train .*)$", (ROOT / page).read_text("utf-8"), flags=re.MULTILINE)
+    for command in commands:
+        assert main([*shlex.split(command), "--show-config"]) == 0, command
