@@ -18,6 +18,19 @@ PUBLISHED = {
 """Elements in the safetensors files on the hub."""
 
 
+ACTIVE = {
+    "deepseek-moe-16b": 2_828_650_496,
+    "deepseek-v2-lite": 2_661_150_208,
+    "deepseek-v2": 21_375_800_320,
+    "deepseek-v3": 37_552_297_472,
+    "mixtral-8x7b": 12_879_925_248,
+    "olmoe-1b-7b": 1_282_017_280,
+    "qwen1.5-moe-a2.7b": 2_689_173_504,
+    "qwen3-30b-a3b": 3_353_032_704,
+}
+"""Parameters that compute one token, embedding and head included, from the released shapes."""
+
+
 def hollow(name: str) -> Transformer:
     with torch.device("meta"):
         return Transformer(load_run(name).model)
@@ -30,6 +43,12 @@ def count(module: torch.nn.Module) -> int:
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_a_preset_has_the_published_number_of_parameters(name: str) -> None:
     assert count(hollow(name)) == PUBLISHED[name]
+
+
+@pytest.mark.parametrize("name", ACTIVE)
+def test_a_token_uses_the_published_number_of_them(name: str) -> None:
+    model = hollow(name)
+    assert model.size() == (count(model), ACTIVE[name])
 
 
 def test_deepseek_v3_has_the_published_parameters_selection_biases_included() -> None:

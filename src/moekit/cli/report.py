@@ -93,15 +93,13 @@ def build(args: argparse.Namespace, folder: Path) -> Report:
 def facts(model: "Transformer", run: dict[str, Any], metrics: list[dict[str, Any]]) -> list[tuple[str, str]]:
     """What a reader wants to know first."""
     config = model.config
-    moe, layers = config.moe, len(model.moe_layers())
-    stored = sum(p.numel() for p in model.parameters())
-    idle = layers * (moe.n_routed - moe.top_k) * 3 * moe.expert_width * config.width
+    moe, layers, size = config.moe, len(model.moe_layers()), model.size()
     experts = f"{layers} layers of {moe.n_routed} experts, {moe.top_k} a token, {moe.n_shared} shared"
     seconds = sum(row["tokens"] / row["step"] / row["tokens_per_s"] for row in metrics if row.get("tokens_per_s"))
     last = metrics[-1] if metrics else {"step": 0, "tokens": 0}
     return [
-        ("parameters", f"{stored / 1e6:.1f} M stored"),
-        ("active", f"{(stored - idle) / 1e6:.1f} M per token"),
+        ("parameters", f"{size.stored / 1e6:.1f} M stored"),
+        ("active", f"{size.active / 1e6:.1f} M per token"),
         ("architecture", f"{config.attention.kind.upper()}, {experts}"),
         ("trained on", f"{last['tokens']:,} tokens in {last['step']:,} steps"),
         ("time in steps", f"{seconds / 60:.1f} minutes"),

@@ -184,12 +184,12 @@ class Watcher:
 
 def _say_start(training: Any, say: Any) -> None:
     config, model = training.config, training.stepper.model
-    stored = sum(p.numel() for p in model.parameters())
+    size = model.size()
     dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
-    moe = config.model.moe
-    idle = len(model.moe_layers()) * (moe.n_routed - moe.top_k) * 3 * moe.expert_width * config.model.width
-    balance = ", ".join(rule.kind for rule in moe.balance) or "nothing"
-    say(f"{stored:,} parameters, of which a token uses {stored - idle:,}; balanced by {balance}; computing in {dtype}")
+    balance = ", ".join(rule.kind for rule in config.model.moe.balance) or "nothing"
+    say(
+        f"{size.stored:,} parameters, of which a token uses {size.active:,}; balanced by {balance}; computing in {dtype}"
+    )
     tokens = sum(len(domain.train) for domain in training.corpus.domains)
     a_step, done = config.train.batch * config.data.sequence_length, training.progress.step
     say(f"{tokens:,} training tokens; {config.train.steps} steps of {a_step:,} tokens, from step {done}")

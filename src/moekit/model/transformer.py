@@ -32,6 +32,16 @@ class Hidden(NamedTuple):
     routings: tuple[Routing, ...]
 
 
+class Size(NamedTuple):
+    """Parameters that are stored, and those that compute one token, embedding and head included in both.
+
+    The prediction module is stored; text is computed without it.
+    """
+
+    stored: int
+    active: int
+
+
 class Transformer(nn.Module):
     """A decoder-only language model. `model(ids)` gives logits and routings; a `Cache` makes generation incremental."""
 
@@ -88,6 +98,14 @@ class Transformer(nn.Module):
         """The mixture-of-experts layers in the order of `Output.routings`, then that of the prediction module."""
         blocks = [*self.layers, *([self.mtp.block] if self.mtp is not None else [])]
         return [block.feed_forward for block in blocks if isinstance(block.feed_forward, MoE)]
+
+    def size(self) -> Size:
+        """How many parameters the model has, selection biases included."""
+        moe, layers = self.config.moe, len(self.config.moe_layers)
+        stored = sum(p.numel() for p in self.parameters())
+        idle = layers * (moe.n_routed - moe.top_k) * 3 * moe.expert_width * self.config.width
+        prediction = 0 if self.mtp is None else sum(p.numel() for p in self.mtp.parameters())
+        return Size(stored, stored - prediction - idle)
 
     def _context(self, ids: Tensor, cache: Cache | None, mask: Tensor | None) -> Context:
         past, n_new = 0 if cache is None else cache.length, ids.shape[1]
