@@ -187,9 +187,7 @@ def _say_start(training: Any, say: Any) -> None:
     size = model.size()
     dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
     balance = ", ".join(rule.kind for rule in config.model.moe.balance) or "nothing"
-    say(
-        f"{size.stored:,} parameters, of which a token uses {size.active:,}; balanced by {balance}; computing in {dtype}"
-    )
+    say(f"{size.stored:,} parameters, of which a token uses {size.active:,}; in {dtype}; balanced by {balance}")
     tokens = sum(len(domain.train) for domain in training.corpus.domains)
     a_step, done = config.train.batch * config.data.sequence_length, training.progress.step
     say(f"{tokens:,} training tokens; {config.train.steps} steps of {a_step:,} tokens, from step {done}")
