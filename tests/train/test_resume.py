@@ -114,7 +114,9 @@ def test_a_full_disk_is_an_error_and_the_last_checkpoint_stays_whole(
     limited = ["bash", "-c", 'ulimit -f 20; exec "$@"', "bash", *command(run_file, out, "--resume")]
     result = run(limited, environment)
     assert result.returncode == 1
-    assert result.stderr.splitlines()[-2].startswith("error: ")
+    said = result.stderr.splitlines()[-2]
+    assert said.startswith(f"error: {out}/checkpoints/step-")
+    assert "the last one, of step 4, is whole" in said
     assert "Traceback" not in result.stderr
     kept = load_file(out / "model.safetensors")
     assert all(torch.equal(weights[name], kept[name]) for name in weights)

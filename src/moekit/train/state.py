@@ -26,6 +26,10 @@ VALIDATION = "validation"
 """Folder of the held-out texts in a run's folder."""
 
 
+class UnsavedError(RuntimeError):
+    """A checkpoint could not be written: the disk is full, say."""
+
+
 class Checkpoints:
     """The checkpoints of a run: `DIR/checkpoints/step-00000200`, each a model folder with the training state in it.
 
@@ -41,17 +45,24 @@ class Checkpoints:
         `model` holds the model's tensors, `tensors` and `values` what else training needs.
         """
         path = checkpoint_folder(self.folder, step)
-        if not path.exists():
-            with new_folder(path) as building:
-                write_weights(model, self.config, building / WEIGHTS)
-                save_file(
-                    {name: tensor.contiguous() for name, tensor in tensors.items()}, building / f"{STATE}.safetensors"
-                )
-                (building / f"{STATE}.json").write_text(json.dumps(values), "utf-8")
-                write_description(self.config, building, self.tokenizer)
-        publish(path / WEIGHTS, self.folder / WEIGHTS)
+        try:
+            if not path.exists():
+                self._write(path, model, tensors, values)
+            publish(path / WEIGHTS, self.folder / WEIGHTS)
+        except (OSError, SafetensorError) as error:
+            kept = saved_steps(self.folder)
+            last = f"the last one, of step {kept[-1]}, is whole" if kept else "there is none before it"
+            raise UnsavedError(f"{path}: the checkpoint cannot be written ({error}); {last}") from error
         self._drop(values["best_step"])
         return path
+
+    def _write(self, path: Path, model: dict[str, Tensor], tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+        with new_folder(path) as building:
+            write_weights(model, self.config, building / WEIGHTS)
+            state = {name: tensor.contiguous() for name, tensor in tensors.items()}
+            save_file(state, building / f"{STATE}.safetensors")
+            (building / f"{STATE}.json").write_text(json.dumps(values), "utf-8")
+            write_description(self.config, building, self.tokenizer)
 
     def _drop(self, best: int) -> None:
         steps = saved_steps(self.folder)
