@@ -28,7 +28,7 @@ ARGUMENTS: dict[str, tuple[str, ...]] = {
     "train run.toml --model.attention.kind mlla": ("`model.attention.kind`", "did you mean `mla`?"),
     "train run.toml --model.n-layers -1": ("`model.n_layers`",),
     "train run.toml --model.vocab-size 1e3": ("`model.vocab_size`", "whole number"),
-    "train run.toml --model.vocab-size 10": ("vocabulary of 10", "258"),
+    "train run.toml --model.vocab-size 10": ("`model.vocab_size`: 10", "258"),
     "train run.toml --train.steps 0": ("`train.steps`",),
     "train run.toml --train.steps -5": ("`train.steps`",),
     "train run.toml --train.micro-batch 3": ("`train.micro_batch`", "does not divide"),

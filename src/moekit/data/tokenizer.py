@@ -58,7 +58,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, sample_bytes: int = S
     fewest = len(specials) + len(alphabet)
     if vocab_size < fewest:
         raise InputError(
-            f"a vocabulary of {vocab_size} is too small", f"a tokenizer over bytes needs at least {fewest}"
+            f"`model.vocab_size`: {vocab_size} is too small", f"a tokenizer over bytes needs at least {fewest}"
         )
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
