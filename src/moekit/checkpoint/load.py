@@ -1,6 +1,5 @@
 """Open a model folder: configuration, weights, tokenizer."""
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,6 +15,7 @@ from moekit.checkpoint.pieces import Piece, pieces, take
 from moekit.checkpoint.save import WEIGHTS
 from moekit.config.errors import ConfigError, InputError
 from moekit.config.families import Family, family_named
+from moekit.config.files import read_json
 from moekit.config.model import ModelConfig
 from moekit.data import tokenizer as tokenizers
 from moekit.model.transformer import Transformer
@@ -78,17 +78,6 @@ def stop_ids(path: str | Path) -> tuple[int, ...]:
                 raise InputError(f"{file}: `eos_token_id`: {found!r} is no token id")
             return tuple(ids)
     return ()
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file."""
-    try:
-        data = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: cannot be read: {error}") from None
-    if not isinstance(data, dict):
-        raise InputError(f"{path}: holds no JSON object")
-    return data
 
 
 def _described(folder: Path) -> Described:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from moekit.cli.console import say, show_table
 from moekit.config.errors import InputError
+from moekit.config.files import read_json
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -105,8 +106,6 @@ def held_out(path: str) -> list[Data]:
 
 def trained_length(path: str) -> int | None:
     """The length of the sequences that a run of moekit was trained on; small models fail beyond it."""
-    from moekit.checkpoint.load import read_json  # noqa: PLC0415
-
     file = Path(path) / "run.json"
     if not file.is_file():
         return None

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from moekit.cli.console import say, show_table
 from moekit.cli.eval import Data, Row, evaluate_all, held_out, trained_length
 from moekit.config.errors import InputError
+from moekit.config.files import read_json
 from moekit.report.page import render
 from moekit.report.record import to_json
 from moekit.report.values import Compression, ExpertUse, Report, Sample, average
@@ -65,7 +66,7 @@ def build(args: argparse.Namespace, folder: Path) -> Report:
 
     from moekit.analyze.domains import trace  # noqa: PLC0415
     from moekit.analyze.experts import expert_use  # noqa: PLC0415
-    from moekit.checkpoint.load import load, load_tokenizer, read_json  # noqa: PLC0415
+    from moekit.checkpoint.load import load, load_tokenizer  # noqa: PLC0415
     from moekit.cli.device import check_device  # noqa: PLC0415
     from moekit.train.metrics import METRICS, read_metrics  # noqa: PLC0415
 

@@ -1,12 +1,12 @@
 """The folder named by `--out`: whether a run may begin or go on there."""
 
 import errno
-import json
 import os
 from pathlib import Path
 from typing import Any
 
 from moekit.config.errors import InputError
+from moekit.config.files import read_json
 
 RUN = "run.json"
 
@@ -44,15 +44,7 @@ def check_run_folder(folder: Path, resume: bool) -> None:
 def read_run(folder: Path) -> dict[str, Any] | None:
     """What `run.json` says; None where a run has not yet written it."""
     file = folder / RUN
-    if not os.path.lexists(file):
-        return None
-    try:
-        data = json.loads(file.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{file}: cannot be read: {error}") from None
-    if not isinstance(data, dict):
-        raise InputError(f"{file}: holds no JSON object")
-    return data
+    return read_json(file) if os.path.lexists(file) else None
 
 
 def _just_begun(folder: Path) -> bool:

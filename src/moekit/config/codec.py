@@ -21,17 +21,7 @@ T = TypeVar("T")
 
 def update(base: T, data: Mapping[str, Any]) -> T:
     """A copy of the dataclass `base` with the fields named in `data` replaced, however deep, and validated again."""
-    fields = _field_types(type(base))
-    changes = {}
-    for key, value in data.items():
-        name = key.replace("-", "_")
-        if name not in fields:
-            raise ConfigError(key, "unknown key", _near(name, fields))
-        try:
-            changes[name] = _decode(fields[name], value, getattr(base, name))
-        except ConfigError as error:
-            raise error.inside(name) from None
-    return dataclasses.replace(base, **changes)  # type: ignore[type-var]
+    return dataclasses.replace(base, **_decoded(type(base), data, base))  # type: ignore[type-var]
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -195,10 +185,6 @@ def _kind(cls: Any) -> str | None:
     return tag.default if tag is not None and len(get_args(tag.type)) == 1 else None  # type: ignore[return-value]
 
 
-def _field_types(cls: Any) -> dict[str, Any]:
-    return get_type_hints(cls)
-
-
 def _defaults(cls: Any) -> Any:
     """An instance with every default, or {} where a field has none."""
     required = [f for f in dataclasses.fields(cls) if f.default is f.default_factory is dataclasses.MISSING]
@@ -206,21 +192,27 @@ def _defaults(cls: Any) -> Any:
 
 
 def _construct(cls: Any, data: Mapping[str, Any]) -> Any:
-    fields = _field_types(cls)
-    for key in data:
-        if key.replace("-", "_") not in fields:
-            raise ConfigError(key, "unknown key", _near(key, fields))
+    """A dataclass that has fields without a default."""
+    values = _decoded(cls, data, None)
     for field in dataclasses.fields(cls):
-        if field.default is field.default_factory is dataclasses.MISSING and field.name not in data:
+        if field.default is field.default_factory is dataclasses.MISSING and field.name not in values:
             raise ConfigError(field.name, "is missing")
+    return cls(**values)
+
+
+def _decoded(cls: Any, data: Mapping[str, Any], base: Any) -> dict[str, Any]:
+    """The fields of `cls` that `data` names, each merged into that of `base` where there is one."""
+    fields = get_type_hints(cls)
     values = {}
     for key, value in data.items():
         name = key.replace("-", "_")
+        if name not in fields:
+            raise ConfigError(key, "unknown key", _near(name, fields))
         try:
-            values[name] = _decode(fields[name], value, None)
+            values[name] = _decode(fields[name], value, None if base is None else getattr(base, name))
         except ConfigError as error:
             raise error.inside(name) from None
-    return cls(**values)
+    return values
 
 
 def _near(name: str, known: Any) -> str:

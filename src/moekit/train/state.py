@@ -12,9 +12,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
-from moekit.checkpoint.load import read_json
 from moekit.checkpoint.save import WEIGHTS, flush, new_folder, write_description, write_json, write_weights
 from moekit.config.errors import InputError
+from moekit.config.files import read_json
 from moekit.config.model import ModelConfig
 from moekit.data.corpus import Corpus
 from moekit.tensors import Tensor
