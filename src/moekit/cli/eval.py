@@ -20,6 +20,8 @@ LONGEST = 1024
 
 COLUMNS = ("text", "model", "interval", "gzip -9", "xz -9", "loss", "perplexity", "tokens", "bytes")
 
+FP8_COLUMNS = ("loss, FP8 simulated", "difference")
+
 
 class Data(NamedTuple):
     """One text to evaluate."""
@@ -30,11 +32,12 @@ class Data(NamedTuple):
 
 
 class Row(NamedTuple):
-    """What is known of one text."""
+    """What is known of one text; `fp8` is the evaluation with FP8 simulated, where that was asked for."""
 
     data: Data
     evaluation: "Evaluation"
     compressors: dict[str, float]
+    fp8: "Evaluation | None" = None
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -53,6 +56,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--batch", type=int, default=8, metavar="N", help="windows at a time (%(default)s)")
     add("--device", default="cpu", help="where to compute (%(default)s)")
     add("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="auto: as the folder stores it")
+    add("--fp8", action="store_true", help="also with weights and activations rounded to FP8 (simulated)")
     add("--json", action="store_true", help="print one JSON object")
 
 
@@ -72,26 +76,42 @@ def run(args: argparse.Namespace) -> int:
     tokenizer = load_tokenizer(args.path)
     check_device(args.device)
     model = load(args.path, dtype=None if args.dtype == "auto" else args.dtype, device=args.device)
-    rows = evaluate_all(args.path, model, tokenizer, texts, (length, stride, args.batch))
+    rows = evaluate_all(args.path, model, tokenizer, texts, (length, stride, args.batch), args.fp8)
     if args.json:
         shape = {"sequence_length": length, "stride": stride}
         print(json.dumps({"path": args.path, **shape, "data": [_as_json(row) for row in rows]}))
     else:
-        show_table(
-            "bits per byte of text, with the model's 95 % interval; fewer is better", COLUMNS, map(_as_cells, rows)
-        )
+        title = "bits per byte of text, with the model's 95 % interval; fewer is better"
+        show_table(title, COLUMNS + FP8_COLUMNS * args.fp8, map(_as_cells, rows))
     return 0
 
 
 def evaluate_all(
-    path: str, model: "Transformer", tokenizer: "Tokenizer", texts: list[Data], shape: tuple[int, int, int]
+    path: str,
+    model: "Transformer",
+    tokenizer: "Tokenizer",
+    texts: list[Data],
+    shape: tuple[int, int, int],
+    fp8: bool = False,
 ) -> list[Row]:
-    """Evaluate each text in windows of `shape`: length, stride, and windows at a time."""
+    """Evaluate each text in windows of `shape`: length, stride, and windows at a time; with `fp8` twice."""
     from moekit.checkpoint.load import stop_ids  # noqa: PLC0415
+    from moekit.evaluate.baseline import compressed_bits_per_byte  # noqa: PLC0415
     from moekit.evaluate.text import start_id  # noqa: PLC0415
+    from moekit.model.fp8 import simulated_fp8  # noqa: PLC0415
 
     start = start_id(tokenizer, stop_ids(path))
-    return [_evaluate(model, tokenizer, data, start, shape) for data in texts]
+    tokens = [_encode(tokenizer, data) for data in texts]
+    found = [_evaluate(model, ids, data, start, shape) for ids, data in zip(tokens, texts, strict=True)]
+    rows = [Row(data, one, compressed_bits_per_byte(data.text)) for data, one in zip(texts, found, strict=True)]
+    if not fp8:
+        return rows
+    say("and again, with FP8 simulated")
+    with simulated_fp8(model):
+        return [
+            row._replace(fp8=_evaluate(model, ids, row.data, start, shape))
+            for ids, row in zip(tokens, rows, strict=True)
+        ]
 
 
 def held_out(path: str) -> list[Data]:
@@ -146,34 +166,44 @@ def read(option: str) -> Data:
     return Data(name, path, text)
 
 
-def _evaluate(model: "Transformer", tokenizer: "Tokenizer", data: Data, start: int, shape: tuple[int, int, int]) -> Row:
+def _encode(tokenizer: "Tokenizer", data: Data) -> list[int]:
+    ids = tokenizer.encode(data.text, add_special_tokens=False).ids
+    if tokenizer.decode(ids, skip_special_tokens=False) != data.text:
+        say(f"note: the tokenizer does not keep all of {data.path}; what it drops counts as predicted for free")
+    return ids
+
+
+def _evaluate(
+    model: "Transformer", ids: list[int], data: Data, start: int, shape: tuple[int, int, int]
+) -> "Evaluation":
     import numpy as np  # noqa: PLC0415
     from rich.console import Console  # noqa: PLC0415
     from rich.progress import Progress  # noqa: PLC0415
 
-    from moekit.evaluate.baseline import compressed_bits_per_byte  # noqa: PLC0415
     from moekit.evaluate.text import evaluate_tokens  # noqa: PLC0415
 
-    ids = tokenizer.encode(data.text, add_special_tokens=False).ids
-    if tokenizer.decode(ids, skip_special_tokens=False) != data.text:
-        say(f"note: the tokenizer does not keep all of {data.path}; what it drops counts as predicted for free")
     console = Console(stderr=True)
     if not console.is_terminal:
         say(f"evaluating {data.name}: {len(ids)} tokens")
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(data.name, total=len(ids))
-        evaluation = evaluate_tokens(
+        return evaluate_tokens(
             model, np.array(ids), len(data.text.encode()), start, *shape, on_tokens=lambda n: progress.advance(task, n)
         )
-    return Row(data, evaluation, compressed_bits_per_byte(data.text))
 
 
 def _as_json(row: Row) -> dict[str, object]:
-    return {"name": row.data.name, "file": row.data.path, **row.evaluation._asdict(), **row.compressors}
+    found = row.evaluation
+    fp8 = {} if row.fp8 is None else {"fp8": {"loss": row.fp8.loss, "difference": row.fp8.loss - found.loss}}
+    return {"name": row.data.name, "file": row.data.path, **found._asdict(), **row.compressors, **fp8}
 
 
 def _as_cells(row: Row) -> list[str]:
     found = row.evaluation
     interval = "too short" if found.interval is None else f"{found.interval.low:.3f} to {found.interval.high:.3f}"
     bits = [f"{found.bits_per_byte:.3f}", interval, *(f"{value:.3f}" for value in row.compressors.values())]
-    return [row.data.name, *bits, f"{found.loss:.4f}", f"{found.perplexity:.2f}", str(found.tokens), str(found.bytes)]
+    more = [f"{found.loss:.4f}", f"{found.perplexity:.2f}", str(found.tokens), str(found.bytes)]
+    if row.fp8 is not None:
+        difference = row.fp8.loss - found.loss
+        more += [f"{row.fp8.loss:.4f}", f"{difference:+.4f} ({difference / found.loss:+.2%})"]
+    return [row.data.name, *bits, *more]

@@ -187,7 +187,8 @@ def _say_start(training: Any, say: Any) -> None:
     size = model.size()
     dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
     balance = ", ".join(rule.kind for rule in config.model.moe.balance) or "nothing"
-    say(f"{size.stored:,} parameters, of which a token uses {size.active:,}; in {dtype}; balanced by {balance}")
+    precision = f"{dtype}, FP8 simulated" if config.train.fp8 else dtype
+    say(f"{size.stored:,} parameters, of which a token uses {size.active:,}; in {precision}; balanced by {balance}")
     tokens = sum(len(domain.train) for domain in training.corpus.domains)
     a_step, done = config.train.batch * config.data.sequence_length, training.progress.step
     say(f"{tokens:,} training tokens; {config.train.steps} steps of {a_step:,} tokens, from step {done}")

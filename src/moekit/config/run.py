@@ -98,6 +98,8 @@ class TrainSection:
     """factor of the multi-token prediction loss"""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """type of the computation; auto: bfloat16 where the machine has it. Master weights are float32"""
+    fp8: bool = False
+    """simulate FP8: weights rounded in 128x128 blocks, activations in 1x128 groups (arXiv 2412.19437, section 3.3)"""
     checkpoint_every: int = 200
     """steps between checkpoints"""
     keep: int = 2

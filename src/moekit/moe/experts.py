@@ -1,5 +1,6 @@
 """The experts' computation: many small SwiGLU blocks over rows sorted by expert, one product per expert."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,16 +12,20 @@ from moekit.tensors import Float, Tensor
 
 
 class Experts(nn.Module):
-    """E SwiGLU blocks with stacked weights: gate and up rows in one matrix, in the [out, in] layout of a linear."""
+    """E SwiGLU blocks with stacked weights: gate and up rows in one matrix, in the [out, in] layout of a linear.
+
+    `round_inner` rounds silu(gate) * up before the second product; its gradient is taken to be the identity's.
+    """
 
     def __init__(self, n_experts: int, width: int, expert_width: int) -> None:
         super().__init__()
         self.gate_up = nn.Parameter(torch.empty(n_experts, 2 * expert_width, width))
         self.down = nn.Parameter(torch.empty(n_experts, width, expert_width))
+        self.round_inner: Callable[[Tensor], Tensor] | None = None
 
     def forward(self, x: Float[Tensor, "T D"], weights: Float[Tensor, "T K"], plan: Dispatch) -> Float[Tensor, "T D"]:
         """The weighted sum, for each token, of the experts that serve it."""
-        return _ExpertBlock.apply(x, weights, self.gate_up, self.down, plan)
+        return _ExpertBlock.apply(x, weights, self.gate_up, self.down, plan, self.round_inner)
 
 
 class _ExpertBlock(torch.autograd.Function):
@@ -30,21 +35,30 @@ class _ExpertBlock(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor, plan: Dispatch) -> Tensor:
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weights: Tensor,
+        gate_up: Tensor,
+        down: Tensor,
+        plan: Dispatch,
+        round_inner: Callable[[Tensor], Tensor] | None,
+    ) -> Tensor:
         hidden = _per_expert(x.index_select(0, plan.tokens), gate_up.mT, plan)
         gate, up = hidden.chunk(2, dim=-1)
-        out = _per_expert(F.silu(gate) * up, down.mT, plan)
+        inner = F.silu(gate) * up
+        out = _per_expert(inner if round_inner is None else round_inner(inner), down.mT, plan)
         ctx.save_for_backward(x, weights, gate_up, down, hidden)
-        ctx.plan = plan
+        ctx.plan, ctx.round_inner = plan, round_inner
         return _sum_rows(out, plan, weights)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, None, None]:  # type: ignore[override]
         x, weights, gate_up, down, hidden = ctx.saved_tensors
         plan: Dispatch = ctx.plan
         gate, up = hidden.chunk(2, dim=-1)
         silu = F.silu(gate)
-        inner = silu * up
+        inner = silu * up if ctx.round_inner is None else ctx.round_inner(silu * up)
         # Rows of padding hold some token's values; with a gradient of zero they add nothing anywhere.
         grad_out = grads[0].to(x.dtype).index_select(0, plan.tokens).index_fill_(0, plan.padding, 0)
         weight = _to_rows(weights.to(x.dtype), plan)
@@ -60,7 +74,7 @@ class _ExpertBlock(torch.autograd.Function):
         torch.ops.aten.silu_backward.grad_input(grad_inner.mul_(up), gate, grad_input=grad_gate)
         grad_gate_up = _outer_per_expert(grad_hidden, x.index_select(0, plan.tokens), plan)
         grad_x = _sum_rows(_per_expert(grad_hidden, gate_up, plan), plan, None)
-        return grad_x, grad_weights, grad_gate_up, grad_down, None
+        return grad_x, grad_weights, grad_gate_up, grad_down, None, None
 
 
 def _per_expert(x: Tensor, matrices: Tensor, plan: Dispatch) -> Tensor:

@@ -1,6 +1,6 @@
-"""bfloat16 computation with float32 master weights: the optimizer moves masters, the model holds their roundings."""
+"""Rounded computation with float32 master weights: the optimizer moves masters, the model holds their roundings."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import nn
@@ -9,19 +9,23 @@ from moekit.tensors import Tensor
 
 
 class MasterWeights:
-    """The float32 weights of a model that computes in `dtype`. In float32 the model's parameters are the masters.
+    """The float32 weights of a model that computes in `dtype`, those named in `roundings` after these as well.
 
-    Gradients are added to the masters' in float32 after each micro-batch.
+    In float32 without roundings the model's parameters are the masters. Gradients are added to the masters' in float32
+    after each micro-batch.
     """
 
-    def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
+    def __init__(
+        self, model: nn.Module, dtype: torch.dtype, roundings: Mapping[str, Callable[[Tensor], Tensor]]
+    ) -> None:
+        self.roundings = roundings
         named = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.masters: Mapping[str, Tensor] = {
             name: p.detach().clone().float().requires_grad_() for name, p in named.items()
         }
         model.to(dtype)
         self.working = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        if dtype == torch.float32:
+        if dtype == torch.float32 and not roundings:
             self.masters = self.working
         self.publish()
 
@@ -43,7 +47,8 @@ class MasterWeights:
         """Round the masters into the model."""
         if self.masters is not self.working:
             for name, working in self.working.items():
-                working.copy_(self.masters[name])
+                rounding, master = self.roundings.get(name), self.masters[name]
+                working.copy_(master if rounding is None else rounding(master))
 
     def clear(self) -> None:
         """Forget all gradients."""

@@ -8,6 +8,7 @@ from torch import nn
 
 from moekit.config.run import RunConfig
 from moekit.model.block import Block
+from moekit.model.fp8 import round_activations, weight_roundings
 from moekit.model.transformer import Transformer
 from moekit.moe.balance import active_rules
 from moekit.moe.stats import load
@@ -31,12 +32,18 @@ class StepFigures(NamedTuple):
 
 
 class Stepper:
-    """A model with its optimizer. `gradients` and `step` are apart, so that gradients can be looked at."""
+    """A model with its optimizer. `gradients` and `step` are apart, so that gradients can be looked at.
+
+    With `train.fp8` the model computes as if in FP8 from here on, in validation too; master weights are not rounded.
+    """
 
     def __init__(self, config: RunConfig, model: Transformer) -> None:
         self.config = config
         self.model = model.train()
-        self.weights = MasterWeights(model, compute_dtype(config.train.dtype, config.device))
+        roundings = weight_roundings(model) if config.train.fp8 else {}
+        self.weights = MasterWeights(model, compute_dtype(config.train.dtype, config.device), roundings)
+        if config.train.fp8:
+            round_activations(model)
         self.optimizers = Optimizers(config.optim, self.weights.masters)
 
     def gradients(self, ids: Int[Tensor, "B W"]) -> StepFigures:
