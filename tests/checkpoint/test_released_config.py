@@ -4,10 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from moekit.checkpoint.load import load_config
-from moekit.config.errors import InputError
 from moekit.config.families import family_for, meaning
 from moekit.config.presets.load import load_run
 
@@ -70,7 +67,6 @@ RELEASED: dict[str, Any] = {
     "v_head_dim": 128,
     "vocab_size": 129280,
 }
-FP8 = {"activation_scheme": "dynamic", "fmt": "e4m3", "quant_method": "fp8", "weight_block_size": [128, 128]}
 
 
 def written(folder: Path, **changes: Any) -> Path:
@@ -84,12 +80,6 @@ def test_it_describes_the_model_of_our_preset(tmp_path: Path) -> None:
     for name in set(found.__dataclass_fields__) - differing:
         assert getattr(found, name) == getattr(preset, name), name
     assert family_for(preset).model_type == "deepseek_v3"
-
-
-def test_with_its_quantisation_it_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="`quantization_config`: the weights are quantised") as caught:
-        load_config(written(tmp_path, quantization_config=FP8))
-    assert "bfloat16" in caught.value.hint
 
 
 def test_newer_rope_parameters_say_the_same(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from moekit.model.transformer import Transformer
 OWN = {
     "gqa": gqa(),
     "gqa-tied-mtp": gqa(tie_embeddings=True, mtp_depth=1),
-    "v2-routing": small(moe=V2),
+    "v2-renormalised": small(moe=replace(V2, routing=replace(V2.routing, renormalise=True))),
     "dense-layer-in-the-middle": small(dense_layers=(1,)),
     "shared-gate": small(moe=replace(moe(), shared_gate=True)),
     "epsilon": small(moe=replace(moe(), routing=replace(moe().routing, epsilon=0.0))),

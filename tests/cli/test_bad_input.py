@@ -88,7 +88,7 @@ def odd_files(here: Path) -> Path:
     for name in ("folder", "foreign"):
         (here / name).mkdir()
     files = {
-        "foreign/config.json": b'{"model_type": "llama"}',
+        "foreign/config.json": b'{"model_type": "gpt2"}',
         "empty.txt": b"",
         "binary.txt": b"a\0b",
         "latin.txt": "m\xfcde".encode("latin-1"),

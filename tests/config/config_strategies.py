@@ -10,7 +10,15 @@ from typing import Any, Literal, get_args, get_origin
 from hypothesis import strategies as st
 
 from moekit.config import balance
-from moekit.config.model import GQAConfig, MLAConfig, ModelConfig, RopeConfig, YarnConfig
+from moekit.config.model import (
+    GQAConfig,
+    LinearConfig,
+    Llama3Config,
+    MLAConfig,
+    ModelConfig,
+    RopeConfig,
+    YarnConfig,
+)
 from moekit.config.moe import MoEConfig, TopKRouting
 from moekit.config.run import DataConfig, OptimConfig, RunConfig, Source, TrainSection
 
@@ -61,10 +69,15 @@ gqa = st.tuples(st.integers(1, 8), st.integers(1, 8)).flatmap(
         n_heads=st.just(drawn[0] * drawn[1]),
         n_kv_heads=st.just(drawn[0]),
         head_dim=counts.map(lambda n: 2 * n),
+        clip_qkv=st.none() | amounts,
     )
 )
-yarn = recipes(YarnConfig, factor=amounts, mscale=shares, mscale_all_dim=shares)
-rope = recipes(RopeConfig, theta=amounts, scaling=st.none() | yarn)
+yarn = recipes(YarnConfig, factor=amounts, mscale=shares, mscale_all_dim=shares, attention_factor=st.none() | amounts)
+linear = recipes(LinearConfig, factor=amounts)
+llama3 = recipes(
+    Llama3Config, factor=amounts, low_freq_factor=st.floats(0.1, 1.0), high_freq_factor=st.floats(2.0, 9.0)
+)
+rope = recipes(RopeConfig, theta=st.floats(1.5, 1e30), scaling=st.none() | yarn | linear | llama3)
 
 
 def rules(n_routed: int) -> st.SearchStrategy[tuple[Recipe, ...]]:
@@ -103,6 +116,7 @@ def moe_layers(draw: st.DrawFn) -> Recipe:
         expert_width=counts,
         n_routed=st.just(n_groups * size),
         n_shared=st.just(n_shared),
+        shared_expert_width=st.just(0) | counts,
         top_k=st.integers(2, top_k_groups * size),
         shared_gate=st.booleans() if n_shared else st.just(False),
         routing=routing,

@@ -27,6 +27,7 @@ ATTENTIONS = {
     "gqa-one-head-of-keys": GQAConfig(n_heads=3, n_kv_heads=1, head_dim=4, qkv_bias=True, out_bias=True),
     "gqa-norm-of-heads": GQAConfig(n_heads=4, n_kv_heads=2, head_dim=6, qk_norm="head"),
     "gqa-norm-of-all": GQAConfig(n_heads=4, n_kv_heads=2, head_dim=6, qk_norm="full"),
+    "gqa-clipped": GQAConfig(n_heads=4, n_kv_heads=2, head_dim=6, qk_norm="full", clip_qkv=0.5),
     "mha": GQAConfig(n_heads=3, n_kv_heads=3, head_dim=4),
 }
 ROPES = {

@@ -33,14 +33,16 @@ def test_attention_equals_the_plain_formula(attention: str, rope: str, length: i
     a = config.attention
     width = a.qk_rope_head_dim if isinstance(a, MLAConfig) else a.head_dim
     y = module(x, Context(rotation(config.rope, width, torch.arange(length)), None))
-    layout, factor = config.rope.layout, softmax_factor(config.rope)
+    layout = config.rope.layout
     for sequence, result in zip(x, y, strict=True):
         if isinstance(a, MLAConfig):
-            expected = oracle.latent_attention(sequence, module, turns_of(rope, width), layout, factor)
+            expected = oracle.latent_attention(
+                sequence, module, turns_of(rope, width), layout, softmax_factor(config.rope)
+            )
         else:
             epsilon = config.norm_epsilon
             turns = turns_of(rope, width)
-            expected = oracle.grouped_query_attention(sequence, module, turns, layout, epsilon, factor)
+            expected = oracle.grouped_query_attention(sequence, module, turns, layout, epsilon)
         assert relative_error(result, expected) <= 1e-4
 
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from moekit.config.model import RopeConfig, YarnConfig
+from moekit.config.model import LinearConfig, Llama3Config, RopeConfig, YarnConfig
 from moekit.model.rope import frequencies, rotate, rotation, softmax_factor
 from oracle import rotary as oracle
 from oracle.compare import relative_error
@@ -107,6 +107,39 @@ def test_yarn_keeps_the_fastest_and_divides_the_slowest_frequency() -> None:
     stretched = frequencies(config, 64, torch.device("cpu"))
     assert stretched[0] == plain[0]
     assert torch.isclose(stretched[-1], plain[-1] / 40)
+
+
+def test_a_given_factor_takes_the_place_of_the_temperatures() -> None:
+    yarn = YarnConfig(factor=40.0, mscale=1.0, mscale_all_dim=0.5, attention_factor=1.25)
+    cos = rotation(RopeConfig(scaling=yarn), 8, torch.tensor([0])).cos
+    assert torch.equal(cos, torch.full_like(cos, 1.25))
+    assert softmax_factor(RopeConfig(scaling=yarn)) == pytest.approx((0.05 * math.log(40) + 1) ** 2)
+
+
+def test_a_ramp_without_whole_ends_starts_where_the_formula_says() -> None:
+    rounded, exact = (
+        frequencies(RopeConfig(scaling=YarnConfig(factor=40.0, truncate=truncate)), 64, torch.device("cpu"))
+        for truncate in (True, False)
+    )
+    plain = frequencies(RopeConfig(), 64, torch.device("cpu"))
+    # 64 ln(4096 / (32 2 pi)) / (2 ln 10000) = 10.47 and, for one rotation, 22.51.
+    slow = ((torch.arange(32) - 10.4722) / (22.5133 - 10.4722)).clamp(0, 1)
+    assert torch.allclose(exact, plain / 40 * slow + plain * (1 - slow), rtol=1e-4)
+    assert not torch.equal(rounded, exact)
+
+
+def test_linear_interpolation_divides_every_frequency() -> None:
+    plain = frequencies(RopeConfig(theta=500.0), 16, torch.device("cpu"))
+    scaled = frequencies(RopeConfig(theta=500.0, scaling=LinearConfig(factor=4.0)), 16, torch.device("cpu"))
+    assert torch.equal(scaled, plain / 4)
+
+
+@given(half=st.integers(1, 32), theta=st.sampled_from([1e4, 5e5]), original=st.sampled_from([16, 1024, 8192]))
+def test_llama_3_frequencies_equal_their_formula(half: int, theta: float, original: int) -> None:
+    llama = Llama3Config(original_max_positions=original)
+    actual = frequencies(RopeConfig(theta=theta, scaling=llama), 2 * half, torch.device("cpu"))
+    expected = oracle.llama3_frequencies(theta, 2 * half, 8.0, original, 1.0, 4.0)
+    assert torch.allclose(actual.double(), torch.tensor(expected, dtype=torch.float64), rtol=1e-4)
 
 
 def test_angles_are_float32_while_the_vectors_are_bfloat16() -> None:

@@ -18,12 +18,9 @@ def attended(q: Tensor, keys: list[Tensor], values: list[Tensor], scale: float) 
 
 
 def grouped_query_attention(
-    x: Tensor, module: torch.nn.Module, turns: list[float], layout: str, epsilon: float, factor: float
+    x: Tensor, module: torch.nn.Module, turns: list[float], layout: str, epsilon: float
 ) -> Tensor:
-    """One sequence [S D] through the weights of a GroupedQueryAttention (arXiv 2305.13245).
-
-    `factor` multiplies the softmax scale (YaRN).
-    """
+    """One sequence [S D] through the weights of a GroupedQueryAttention (arXiv 2305.13245)."""
     a = module.shape
     queries, keys, values = [], [], []
     for position, h in enumerate(x):
@@ -34,6 +31,8 @@ def grouped_query_attention(
         if a.qk_norm == "head":
             q = [rms_norm(head, module.q_norm.weight, epsilon) for head in q]
             k = [rms_norm(head, module.k_norm.weight, epsilon) for head in k]
+        if a.clip_qkv is not None:
+            q, k, v = ([head.clamp(-a.clip_qkv, a.clip_qkv) for head in heads] for heads in (q, k, v))
         queries.append([rotated(head, position, turns, layout) for head in q])
         keys.append([rotated(head, position, turns, layout) for head in k])
         values.append(v)
@@ -44,7 +43,7 @@ def grouped_query_attention(
             shared = head // (a.n_heads // a.n_kv_heads)
             past_keys = [key[shared] for key in keys[: t + 1]]
             past_values = [value[shared] for value in values[: t + 1]]
-            heads.append(attended(queries[t][head], past_keys, past_values, a.head_dim**-0.5 * factor))
+            heads.append(attended(queries[t][head], past_keys, past_values, a.head_dim**-0.5))
         rows.append(module.out(torch.cat(heads)))
     return torch.stack(rows)
 

@@ -30,6 +30,21 @@ def yarn_frequencies(
     return found
 
 
+def llama3_frequencies(theta: float, width: int, factor: float, original: int, low: float, high: float) -> list[float]:
+    """Wavelength by wavelength, as Meta's code for Llama 3.1 draws it."""
+    found = []
+    for plain in frequencies(theta, width):
+        wavelength = 2 * math.pi / plain
+        if wavelength < original / high:
+            found.append(plain)
+        elif wavelength > original / low:
+            found.append(plain / factor)
+        else:
+            smooth = (original / wavelength - low) / (high - low)
+            found.append((1 - smooth) * plain / factor + smooth * plain)
+    return found
+
+
 def pairs(width: int, layout: str) -> list[tuple[int, int]]:
     """Which two dimensions turn together."""
     half = width // 2

@@ -9,7 +9,11 @@ from moekit.config.moe import MoEConfig
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class YarnConfig:
-    """YaRN: positions beyond those seen in training (arXiv 2309.00071, as DeepSeek-V2 and V3 use it)."""
+    """YaRN: positions beyond those seen in training (arXiv 2309.00071).
+
+    Cosines and sines are multiplied by `attention_factor`. Latent attention also multiplies the softmax's scale by the
+    square of the temperature of mscale_all_dim, as DeepSeek-V2 and V3 do.
+    """
 
     kind: Literal["yarn"] = "yarn"
     factor: float = 40.0
@@ -24,10 +28,48 @@ class YarnConfig:
     """attention temperature of the cosines and sines, relative to mscale_all_dim"""
     mscale_all_dim: float = 1.0
     """attention temperature of the whole softmax; it enters squared"""
+    attention_factor: float | None = None
+    """factor of the cosines and sines; none: the ratio of both temperatures"""
+    truncate: bool = True
+    """round the dimensions between which the ramp runs to whole ones"""
 
     def __post_init__(self) -> None:
         check_positive(self, "factor", "original_max_positions", "beta_fast", "beta_slow")
         check_not_negative(self, "mscale", "mscale_all_dim")
+        given = self.attention_factor
+        check(given is None or given > 0, "attention_factor", f"{given} must be above 0, or none")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LinearConfig:
+    """Linear interpolation of positions: every frequency divided by one factor (arXiv 2306.15595)."""
+
+    kind: Literal["linear"] = "linear"
+    factor: float = 2.0
+    """how many times longer the context becomes"""
+
+    def __post_init__(self) -> None:
+        check_positive(self, "factor")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Llama3Config:
+    """Interpolation of slow frequencies alone, as Llama 3.1 does it (arXiv 2407.21783)."""
+
+    kind: Literal["llama3"] = "llama3"
+    factor: float = 8.0
+    """how many times longer the context becomes"""
+    original_max_positions: int = 8192
+    """the context before extension"""
+    low_freq_factor: float = 1.0
+    """rotations over the original context below which a frequency is divided by the factor"""
+    high_freq_factor: float = 4.0
+    """rotations above which a frequency stays as it is"""
+
+    def __post_init__(self) -> None:
+        check_positive(self, "factor", "original_max_positions", "low_freq_factor")
+        above = self.high_freq_factor > self.low_freq_factor
+        check(above, "high_freq_factor", f"must be above low_freq_factor = {self.low_freq_factor}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,11 +80,13 @@ class RopeConfig:
     """base of the wavelengths"""
     layout: Literal["half", "interleaved"] = "interleaved"
     """which dimensions turn together: i and i + d/2 (Llama), or 2i and 2i + 1 (DeepSeek's MLA)"""
-    scaling: YarnConfig | None = None
+    scaling: YarnConfig | LinearConfig | Llama3Config | None = None
     """context extension, or none"""
 
     def __post_init__(self) -> None:
         check_positive(self, "theta")
+        # YaRN divides by the logarithm of theta.
+        check(not isinstance(self.scaling, YarnConfig) or self.theta > 1, "theta", "must be above 1 for YaRN")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,9 +132,12 @@ class GQAConfig:
     """bias on the output projection"""
     qk_norm: Literal["none", "head", "full"] = "none"
     """RMSNorm of queries and keys: of each head (Qwen3) or of all heads at once (OLMoE)"""
+    clip_qkv: float | None = None
+    """largest magnitude of the elements of queries, keys and values (OLMoE), or none"""
 
     def __post_init__(self) -> None:
         check_positive(self, "n_heads", "n_kv_heads", "head_dim")
+        check(self.clip_qkv is None or self.clip_qkv > 0, "clip_qkv", f"{self.clip_qkv} must be above 0, or none")
         fits = self.n_heads % self.n_kv_heads == 0
         check(fits, "n_kv_heads", f"{self.n_kv_heads} does not divide n_heads = {self.n_heads}")
         check_even(self.head_dim, "head_dim")
@@ -149,7 +196,8 @@ class ModelConfig:
     @property
     def moe_layers(self) -> tuple[int, ...]:
         """The layers, counted from 0, whose feed-forward is a mixture of experts."""
-        return tuple(layer for layer in range(self.n_layers) if layer not in self.dense_layers)
+        dense = set(self.dense_layers)
+        return tuple(layer for layer in range(self.n_layers) if layer not in dense)
 
     @property
     def moe_block(self) -> MoEConfig:

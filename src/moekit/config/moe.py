@@ -51,6 +51,8 @@ class MoEConfig:
     """experts the router chooses from"""
     n_shared: int = 1
     """experts that every token uses, fused into one block"""
+    shared_expert_width: int = 0
+    """inner width of one shared expert; 0 takes expert_width"""
     top_k: int = 4
     """routed experts per token"""
     shared_gate: bool = False
@@ -61,7 +63,7 @@ class MoEConfig:
     """what keeps the load even, each rule at most once"""
 
     def __post_init__(self) -> None:
-        check_not_negative(self, "width", "n_shared")
+        check_not_negative(self, "width", "n_shared", "shared_expert_width")
         check_positive(self, "expert_width", "n_routed", "top_k")
         check(
             self.top_k <= self.n_routed,
@@ -107,7 +109,7 @@ class MoEConfig:
     @property
     def shared_width(self) -> int:
         """Inner width of the fused shared block."""
-        return self.n_shared * self.expert_width
+        return self.n_shared * (self.shared_expert_width or self.expert_width)
 
 
 def split(config: MoEConfig, m: int) -> MoEConfig:
@@ -117,10 +119,13 @@ def split(config: MoEConfig, m: int) -> MoEConfig:
     Raises ConfigError where the width does not divide.
     """
     check(m > 0, "m", f"{m} must be above 0")
-    check(config.expert_width % m == 0, "expert_width", f"{config.expert_width} does not divide by {m}")
+    for key in ("expert_width", "shared_expert_width"):
+        width = getattr(config, key)
+        check(width % m == 0, key, f"{width} does not divide by {m}")
     return replace(
         config,
         expert_width=config.expert_width // m,
+        shared_expert_width=config.shared_expert_width // m,
         n_routed=config.n_routed * m,
         n_shared=config.n_shared * m,
         top_k=config.top_k * m,

@@ -6,18 +6,18 @@ from moekit.config.model import GQAConfig, ModelConfig
 from moekit.model.attention import Context, attend
 from moekit.model.cache import LayerCache
 from moekit.model.norm import RMSNorm
-from moekit.model.rope import rotate, softmax_factor
+from moekit.model.rope import rotate
 from moekit.tensors import Float, Tensor
 
 
 class GroupedQueryAttention(nn.Module):
-    """Heads in groups that share one key and value head; optional RMSNorm of queries and keys."""
+    """Heads in groups that share one key and value head; optional RMSNorm and clipping."""
 
     def __init__(self, config: ModelConfig, attention: GQAConfig) -> None:
         super().__init__()
         self.shape = attention
         a, width = attention, config.width
-        self.scale = a.head_dim**-0.5 * softmax_factor(config.rope)
+        self.scale = a.head_dim**-0.5
         self.q = nn.Linear(width, a.n_heads * a.head_dim, bias=a.qkv_bias)
         self.k = nn.Linear(width, a.n_kv_heads * a.head_dim, bias=a.qkv_bias)
         self.v = nn.Linear(width, a.n_kv_heads * a.head_dim, bias=a.qkv_bias)
@@ -37,6 +37,8 @@ class GroupedQueryAttention(nn.Module):
         q, k, v = (y.unflatten(-1, (-1, a.head_dim)) for y in (q, k, v))
         if a.qk_norm == "head":
             q, k = self.q_norm(q), self.k_norm(k)
+        if a.clip_qkv is not None:
+            q, k, v = (y.clamp(-a.clip_qkv, a.clip_qkv) for y in (q, k, v))
         q, k, v = (y.transpose(1, 2) for y in (q, k, v))
         q, k = rotate(q, context.rotation), rotate(k, context.rotation)
         if cache is not None:

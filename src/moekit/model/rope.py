@@ -1,11 +1,11 @@
-"""Rotary positions in both layouts, and YaRN (arXiv 2104.09864, 2309.00071)."""
+"""Rotary positions in both layouts, and their scalings for longer contexts (arXiv 2104.09864, 2309.00071)."""
 
 import math
 from typing import Literal, NamedTuple
 
 import torch
 
-from moekit.config.model import RopeConfig, YarnConfig
+from moekit.config.model import LinearConfig, Llama3Config, RopeConfig, YarnConfig
 from moekit.tensors import Float, Int, Tensor
 
 
@@ -20,10 +20,7 @@ class Rotation(NamedTuple):
 def rotation(config: RopeConfig, width: int, positions: Int[Tensor, "*positions"]) -> Rotation:
     """The rotation of each position for rotary vectors of `width`, in float32."""
     angles = positions.unsqueeze(-1).float() * frequencies(config, width, positions.device)
-    factor = 1.0
-    if config.scaling is not None:
-        yarn = config.scaling
-        factor = temperature(yarn.factor, yarn.mscale) / temperature(yarn.factor, yarn.mscale_all_dim)
+    factor = rotation_factor(config)
     return Rotation(angles.cos() * factor, angles.sin() * factor, config.layout)
 
 
@@ -37,10 +34,23 @@ def rotate(x: Float[Tensor, "B H S C"], by: Rotation) -> Float[Tensor, "B H S C"
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
 
 
-def softmax_factor(config: RopeConfig) -> float:
-    """What YaRN multiplies the softmax scale by: its temperature, squared. Missing it spoils long contexts silently."""
+def rotation_factor(config: RopeConfig) -> float:
+    """What YaRN multiplies cosines and sines by."""
     yarn = config.scaling
-    return 1.0 if yarn is None else temperature(yarn.factor, yarn.mscale_all_dim) ** 2
+    if not isinstance(yarn, YarnConfig):
+        return 1.0
+    if yarn.attention_factor is not None:
+        return yarn.attention_factor
+    return temperature(yarn.factor, yarn.mscale) / temperature(yarn.factor, yarn.mscale_all_dim)
+
+
+def softmax_factor(config: RopeConfig) -> float:
+    """What YaRN multiplies the softmax scale of latent attention by: its temperature, squared.
+
+    Missing it spoils long contexts silently. Models with grouped-query attention never had it.
+    """
+    yarn = config.scaling
+    return temperature(yarn.factor, yarn.mscale_all_dim) ** 2 if isinstance(yarn, YarnConfig) else 1.0
 
 
 def temperature(factor: float, mscale: float) -> float:
@@ -52,7 +62,22 @@ def frequencies(config: RopeConfig, width: int, device: torch.device) -> Float[T
     """Radians per position of each pair of dimensions."""
     exponent = torch.arange(0, width, 2, dtype=torch.float32, device=device) / width
     plain = 1.0 / config.theta**exponent
-    return plain if config.scaling is None else _yarn(plain, config.scaling, config.theta, width)
+    match config.scaling:
+        case None:
+            return plain
+        case LinearConfig(factor=factor):
+            return plain / factor
+        case Llama3Config() as llama:
+            return _llama3(plain, llama)
+        case YarnConfig() as yarn:
+            return _yarn(plain, yarn, config.theta, width)
+
+
+def _llama3(plain: Float[Tensor, " half"], llama: Llama3Config) -> Float[Tensor, " half"]:
+    """Keep frequencies that turn often over the original context, divide those that hardly turn, ramp between."""
+    turns = llama.original_max_positions * plain / (2 * math.pi)
+    kept = ((turns - llama.low_freq_factor) / (llama.high_freq_factor - llama.low_freq_factor)).clamp(0, 1)
+    return plain / llama.factor * (1 - kept) + plain * kept
 
 
 def _yarn(plain: Float[Tensor, " half"], yarn: YarnConfig, theta: float, width: int) -> Float[Tensor, " half"]:
@@ -62,8 +87,11 @@ def _yarn(plain: Float[Tensor, " half"], yarn: YarnConfig, theta: float, width: 
         turns = yarn.original_max_positions / (rotations * 2 * math.pi)
         return width * math.log(turns) / (2 * math.log(theta))
 
-    low = max(math.floor(dimension_of(yarn.beta_fast)), 0)
-    high = min(math.ceil(dimension_of(yarn.beta_slow)), width - 1)
-    ramp = (torch.arange(len(plain), dtype=torch.float32, device=plain.device) - low) / max(high - low, 0.001)
-    slow = ramp.clamp(0, 1)
+    low, high = dimension_of(yarn.beta_fast), dimension_of(yarn.beta_slow)
+    if yarn.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, width - 1)
+    # The published code divides by 0.001 where the ramp has no length.
+    length = high - low or 0.001
+    slow = ((torch.arange(len(plain), dtype=torch.float32, device=plain.device) - low) / length).clamp(0, 1)
     return plain / yarn.factor * slow + plain * (1 - slow)

@@ -1,0 +1,26 @@
+"""What a model family of the hub is: two translations of `config.json`, and the names of the tensors."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from moekit.config.model import ModelConfig
+
+Names = Mapping[str, str | tuple[str, ...]]
+"""Our tensor to the hub's. `{expert}` goes along the first dimension; several names share the rows of one tensor
+evenly, in order."""
+
+
+class Family(NamedTuple):
+    """How a family writes a configuration and names its tensors.
+
+    `to_hub` gives None for what the family cannot express; what it writes and `from_hub` reads as another model is not
+    expressed either. `names` is None where the hub's names are ours. `copies` are tensors that only repeat another of
+    ours, `zeros` those that other readers want and that hold nothing but zeros.
+    """
+
+    model_type: str
+    to_hub: Callable[[ModelConfig], dict[str, Any] | None]
+    from_hub: Callable[[Mapping[str, Any]], ModelConfig]
+    names: Callable[[ModelConfig], Names | None]
+    copies: Callable[[ModelConfig], Mapping[str, str]] = lambda _: {}
+    zeros: Callable[[ModelConfig], Mapping[str, tuple[int, ...]]] = lambda _: {}
