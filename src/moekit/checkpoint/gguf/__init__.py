@@ -1,0 +1,5 @@
+"""GGUF: one file that llama.cpp, and what is built on it, runs."""
+
+from moekit.checkpoint.gguf.write import write_gguf
+
+__all__ = ["write_gguf"]
