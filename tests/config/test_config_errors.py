@@ -6,6 +6,7 @@ import pytest
 
 from moekit.config.codec import overrides, update
 from moekit.config.errors import ConfigError
+from moekit.config.model import ModelConfig
 from moekit.config.moe import MoEConfig, TopKRouting
 from moekit.config.run import RunConfig
 
@@ -95,15 +96,17 @@ def test_groups_too_small_for_the_choice_are_refused(key: str, routing: TopKRout
         ("routing.order", {"order": "top_k_then_score"}),
     ],
 )
-def test_one_expert_per_token_with_a_constant_weight_is_refused(key: str, settings: dict[str, Any]) -> None:
+def test_one_expert_per_token_with_a_constant_weight_is_not_trained(key: str, settings: dict[str, Any]) -> None:
+    moe = MoEConfig(n_routed=8, top_k=1, routing=TopKRouting(**settings))
     with pytest.raises(ConfigError, match="no gradient") as caught:
-        MoEConfig(n_routed=8, top_k=1, routing=TopKRouting(**settings))
-    assert caught.value.key == key
+        RunConfig(model=ModelConfig(moe=moe))
+    assert caught.value.key == f"model.moe.{key}"
     assert caught.value.hint
+    assert RunConfig(model=ModelConfig(moe=moe, n_layers=1, dense_layers=(0,)))
 
 
 def test_one_expert_per_token_with_its_own_score_as_weight_is_allowed() -> None:
-    assert MoEConfig(n_routed=8, top_k=1).top_k == 1
+    assert RunConfig(model=ModelConfig(moe=MoEConfig(n_routed=8, top_k=1))).model.moe.top_k == 1
 
 
 def test_a_rule_given_twice_is_refused() -> None:

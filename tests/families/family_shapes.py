@@ -84,7 +84,7 @@ def latent_heads(rng: random.Random, even: bool = False) -> dict[str, Any]:
 
 def choice(rng: random.Random, count: str) -> dict[str, Any]:
     n_experts = rng.choice([4, 6])
-    top_k = rng.choice([2, 3, n_experts])
+    top_k = rng.choice([1, 2, 3, n_experts])
     return {count: n_experts, "num_experts_per_tok": top_k}
 
 
@@ -99,7 +99,7 @@ def first_dense(rng: random.Random) -> dict[str, Any]:
 def groups(rng: random.Random) -> dict[str, Any]:
     n_group = rng.choice([1, 2, 4])
     topk_group = rng.randint(1, n_group)
-    top_k = rng.randint(2, topk_group * 8 // n_group)
+    top_k = rng.randint(1, topk_group * 8 // n_group)
     return {"n_routed_experts": 8, "n_group": n_group, "topk_group": topk_group, "num_experts_per_tok": top_k}
 
 
@@ -191,9 +191,6 @@ def randomise(model: nn.Module, seed: int) -> None:
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if "inv_freq" not in name:
             tensor.normal_(1.0 if "norm" in name else 0.0, 0.3, generator=generator)
-        if "shared_expert_gate" in name and not model.config.shared_expert_intermediate_size:
-            # The gate of nothing has no effect; a checkpoint whose gate is not 0 is refused, since it would be lost.
-            tensor.zero_()
 
 
 def ids_of(seed: int, length: int = 20) -> torch.Tensor:

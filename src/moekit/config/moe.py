@@ -73,7 +73,6 @@ class MoEConfig:
         )
         check(self.n_shared > 0 or not self.shared_gate, "shared_gate", "there is no shared expert to gate")
         self._check_groups()
-        self._check_gradient()
         kinds = [rule.kind for rule in self.balance]
         twice = sorted({kind for kind in kinds if kinds.count(kind) > 1})
         check(not twice, "balance", f"{', '.join(twice)} is given twice")
@@ -96,20 +95,24 @@ class MoEConfig:
         if routing.n_groups > 1 and routing.group_score == "top2_sum" and size < 2:
             raise ConfigError("routing.group_score", "top2_sum needs at least 2 experts in each group")
 
-    def _check_gradient(self) -> None:
-        """With one expert per token and a weight that is always 1, the output tells the router nothing."""
-        routing = self.routing
-        if self.top_k > 1 or self.n_routed == 1:
-            return
-        message = "with top_k = 1 the weight is always 1 and the router gets no gradient from the output"
-        check(not routing.renormalise, "routing.renormalise", message, "set it to false, or raise top_k")
-        certain = routing.order == "top_k_then_score" and routing.score == "softmax"
-        check(not certain, "routing.order", message, "choose score_then_top_k, or raise top_k")
-
     @property
     def shared_width(self) -> int:
         """Inner width of the fused shared block."""
         return self.n_shared * (self.shared_expert_width or self.expert_width)
+
+
+def check_router_learns(config: MoEConfig) -> None:
+    """Raise a ConfigError where the output tells the router nothing: one expert per token, weighed by 1 always.
+
+    Such a layer computes what it was made to compute, but training could not improve its choice.
+    """
+    routing = config.routing
+    if config.top_k > 1 or config.n_routed == 1:
+        return
+    message = "with top_k = 1 the weight is always 1 and the router gets no gradient from the output"
+    check(not routing.renormalise, "routing.renormalise", message, "set it to false, or raise top_k")
+    certain = routing.order == "top_k_then_score" and routing.score == "softmax"
+    check(not certain, "routing.order", message, "choose score_then_top_k, or raise top_k")
 
 
 def split(config: MoEConfig, m: int) -> MoEConfig:

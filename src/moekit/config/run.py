@@ -3,8 +3,9 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from moekit.config.errors import check, check_not_negative, check_positive
+from moekit.config.errors import ConfigError, check, check_not_negative, check_positive
 from moekit.config.model import ModelConfig
+from moekit.config.moe import check_router_learns
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -132,3 +133,10 @@ class RunConfig:
     """seed of the weights and of the order of the data"""
     device: str = "cpu"
     """where to compute"""
+
+    def __post_init__(self) -> None:
+        if self.model.moe_layers:
+            try:
+                check_router_learns(self.model.moe)
+            except ConfigError as error:
+                raise error.inside("model.moe") from None

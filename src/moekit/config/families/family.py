@@ -15,7 +15,8 @@ class Family(NamedTuple):
 
     `to_hub` gives None for what the family cannot express; what it writes and `from_hub` reads as another model is not
     expressed either. `names` is None where the hub's names are ours. `copies` are tensors that only repeat another of
-    ours, `zeros` those that other readers want and that hold nothing but zeros.
+    ours, `zeros` those that other readers want and that hold nothing but zeros, `idle` those of them that may hold
+    anything, since nothing comes of it.
     """
 
     model_type: str
@@ -24,3 +25,4 @@ class Family(NamedTuple):
     names: Callable[[ModelConfig], Names | None]
     copies: Callable[[ModelConfig], Mapping[str, str]] = lambda _: {}
     zeros: Callable[[ModelConfig], Mapping[str, tuple[int, ...]]] = lambda _: {}
+    idle: Callable[[ModelConfig], frozenset[str]] = lambda _: frozenset()

@@ -27,6 +27,11 @@ def zeros(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     return in_layers(config.moe_layers, hollow(config, "mlp.shared_expert") | {GATE: (1, config.width)})
 
 
+def idle(config: ModelConfig) -> frozenset[str]:
+    """The gate of a shared expert of no width has no effect."""
+    return frozenset(name for name in zeros(config) if name.endswith(GATE))
+
+
 def to_hub(config: ModelConfig) -> dict[str, Any] | None:
     """`config.json`, or None where the family has no words for `config`."""
     attention = config.attention
@@ -64,4 +69,6 @@ def _shared(fields: HubFields) -> dict[str, Any]:
     return {"n_shared": count, "shared_gate": count > 0}
 
 
-FAMILY = Family("qwen2_moe", to_hub, from_hub, names_of(NORMS, GQA, DENSE, EXPERTS, SHARED_EXPERT), zeros=zeros)
+FAMILY = Family(
+    "qwen2_moe", to_hub, from_hub, names_of(NORMS, GQA, DENSE, EXPERTS, SHARED_EXPERT), zeros=zeros, idle=idle
+)
