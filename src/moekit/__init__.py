@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from moekit.checkpoint.load import load, load_tokenizer
+    from moekit.checkpoint.save import save
     from moekit.config.errors import InputError
     from moekit.config.model import ModelConfig
     from moekit.config.moe import MoEConfig, split
@@ -28,6 +29,7 @@ _PLACES = {
     "generate": "moekit.generation.generate",
     "load": "moekit.checkpoint.load",
     "load_tokenizer": "moekit.checkpoint.load",
+    "save": "moekit.checkpoint.save",
     "split": "moekit.config.moe",
 }
 
@@ -43,6 +45,7 @@ __all__ = [
     "generate",
     "load",
     "load_tokenizer",
+    "save",
     "split",
 ]
 

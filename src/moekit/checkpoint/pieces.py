@@ -33,3 +33,10 @@ def pieces(shapes: Mapping[str, tuple[int, ...]], names: Names | None) -> Iterat
 def take(tensor: Tensor, piece: Piece) -> Tensor:
     """The part of our tensor that the piece names, as a view."""
     return tensor[piece.part] if piece.part else tensor
+
+
+def piece_shape(shape: tuple[int, ...], piece: Piece) -> tuple[int, ...]:
+    """The shape of the part of a tensor of `shape` that the piece names."""
+    for index in piece.part:
+        shape = shape[1:] if isinstance(index, int) else (index.stop - index.start, *shape[1:])
+    return shape

@@ -43,11 +43,15 @@ class Size(NamedTuple):
 
 
 class Transformer(nn.Module):
-    """A decoder-only language model. `model(ids)` gives logits and routings; a `Cache` makes generation incremental."""
+    """A decoder-only language model. `model(ids)` gives logits and routings; a `Cache` makes generation incremental.
+
+    `model_type` is the hub's family that the model was loaded as, and is saved as again where several would do.
+    """
 
     def __init__(self, config: ModelConfig, generator: torch.Generator | None = None) -> None:
         super().__init__()
         self.config = config
+        self.model_type: str | None = None
         self.embedding = nn.Embedding(config.vocab_size, config.width)
         self.layers = nn.ModuleList(Block(config, layer in config.dense_layers) for layer in range(config.n_layers))
         self.norm = RMSNorm(config.width, config.norm_epsilon)
@@ -102,9 +106,12 @@ class Transformer(nn.Module):
     def size(self) -> Size:
         """How many parameters the model has, selection biases included."""
         moe, layers = self.config.moe, len(self.config.moe_layers)
-        stored = sum(p.numel() for p in self.parameters())
+        # Shapes alone: the weights of a loaded model may still be on disk.
+        with torch.device("meta"):
+            shapes = Transformer(self.config)
+        stored = sum(p.numel() for p in shapes.parameters())
         idle = layers * (moe.n_routed - moe.top_k) * 3 * moe.expert_width * self.config.width
-        prediction = 0 if self.mtp is None else sum(p.numel() for p in self.mtp.parameters())
+        prediction = 0 if shapes.mtp is None else sum(p.numel() for p in shapes.mtp.parameters())
         return Size(stored, stored - prediction - idle)
 
     def _context(self, ids: Tensor, cache: Cache | None, mask: Tensor | None) -> Context:

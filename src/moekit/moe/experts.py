@@ -1,6 +1,7 @@
 """The experts' computation: many small SwiGLU blocks over rows sorted by expert, one product per expert."""
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -14,18 +15,36 @@ from moekit.tensors import Float, Tensor
 class Experts(nn.Module):
     """E SwiGLU blocks with stacked weights: gate and up rows in one matrix, in the [out, in] layout of a linear.
 
-    `round_inner` rounds silu(gate) * up before the second product; its gradient is taken to be the identity's.
+    `stored` gives one expert's two matrices where the stacks are still on disk: without gradients, experts to which no
+    token comes are then never read. `round_inner` rounds silu(gate) * up before the second product; its gradient is
+    taken to be the identity's.
     """
 
     def __init__(self, n_experts: int, width: int, expert_width: int) -> None:
         super().__init__()
+        self.stored: Callable[[int], tuple[Tensor, Tensor]] | None = None
         self.gate_up = nn.Parameter(torch.empty(n_experts, 2 * expert_width, width))
         self.down = nn.Parameter(torch.empty(n_experts, width, expert_width))
         self.round_inner: Callable[[Tensor], Tensor] | None = None
 
     def forward(self, x: Float[Tensor, "T D"], weights: Float[Tensor, "T K"], plan: Dispatch) -> Float[Tensor, "T D"]:
         """The weighted sum, for each token, of the experts that serve it."""
+        if self.stored is not None and not torch.is_grad_enabled():
+            return self._from_store(x, weights, plan, self.stored)
         return _ExpertBlock.apply(x, weights, self.gate_up, self.down, plan, self.round_inner)
+
+    def _from_store(
+        self, x: Tensor, weights: Tensor, plan: Dispatch, stored: Callable[[int], tuple[Tensor, Tensor]]
+    ) -> Tensor:
+        out = x.new_empty(plan.n_rows, x.shape[-1])
+        for expert, (start, end) in enumerate(pairwise(plan.bounds)):
+            if end > start:
+                gate_up, down = stored(expert)
+                gate, up = F.linear(x.index_select(0, plan.tokens[start:end]), gate_up).chunk(2, dim=-1)
+                inner = F.silu(gate) * up
+                inner = inner if self.round_inner is None else self.round_inner(inner)
+                torch.mm(inner, down.mT, out=out[start:end])
+        return _sum_rows(out, plan, weights)
 
 
 class _ExpertBlock(torch.autograd.Function):

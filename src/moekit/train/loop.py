@@ -8,8 +8,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 
+from moekit.checkpoint.folder import WEIGHTS
 from moekit.checkpoint.load import load
-from moekit.checkpoint.save import WEIGHTS
 from moekit.config.codec import to_dict
 from moekit.config.run import RunConfig
 from moekit.data.batches import Batches

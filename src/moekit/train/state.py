@@ -12,7 +12,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
-from moekit.checkpoint.save import WEIGHTS, flush, new_folder, write_description, write_json, write_weights
+from moekit.checkpoint.folder import WEIGHTS
+from moekit.checkpoint.save import write_description, write_weights
+from moekit.checkpoint.storage import flush, new_folder, write_json
 from moekit.config.errors import InputError
 from moekit.config.files import read_json
 from moekit.config.model import ModelConfig

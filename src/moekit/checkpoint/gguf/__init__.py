@@ -1,5 +1,5 @@
 """GGUF: one file that llama.cpp, and what is built on it, runs."""
 
-from moekit.checkpoint.gguf.write import write_gguf
+from moekit.checkpoint.gguf.write import DType, write_gguf
 
-__all__ = ["write_gguf"]
+__all__ = ["DType", "write_gguf"]

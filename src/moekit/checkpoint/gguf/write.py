@@ -14,7 +14,7 @@ from moekit.checkpoint.gguf.architecture import architecture
 from moekit.checkpoint.gguf.fields import model_fields
 from moekit.checkpoint.gguf.parts import Part, parts
 from moekit.checkpoint.gguf.vocabulary import vocabulary
-from moekit.checkpoint.save import flush
+from moekit.checkpoint.storage import flush
 from moekit.config.errors import InputError
 from moekit.config.model import MLAConfig, ModelConfig
 from moekit.model.mla import LATENT_EPSILON
