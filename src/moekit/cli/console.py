@@ -5,7 +5,16 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 from rich.table import Table
 
 QUIET_SECONDS = 10.0
@@ -60,3 +69,31 @@ class Steps:
         """Leave the terminal as it was."""
         if self.bar is not None:
             self.bar.stop()
+
+
+class Written:
+    """Progress of writing: a live bar on a terminal, else a line now and then."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.clock = clock
+        self.started = self.spoken = clock()
+        console = Console(stderr=True, highlight=False)
+        columns = (DownloadColumn(), BarColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+        self.bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+        self.task = self.bar.add_task("")
+
+    def __enter__(self) -> "Written":
+        self.bar.start()
+        return self
+
+    def update(self, done: int, total: int) -> None:
+        """`done` of `total` bytes are written."""
+        self.bar.update(self.task, completed=done, total=total)
+        now = self.clock()
+        if self.bar.disable and now - self.spoken >= QUIET_SECONDS:
+            self.spoken = now
+            left = (now - self.started) / max(done, 1) * (total - done)
+            say(f"{done / 1e9:.1f} of {total / 1e9:.1f} GB written, {left:.0f} s left")
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()

@@ -14,6 +14,9 @@ VERBS = {
     "train": ("train", "train a model from a preset or a TOML file, on text"),
     "generate": ("generate", "continue a prompt"),
     "eval": ("eval", "loss, perplexity and bits per byte of text files"),
+    "convert": ("convert", "write a model folder in another type, in other shards, or as GGUF for llama.cpp"),
+    "inspect": ("inspect", "what a model folder holds: architecture, parameters, types; and whether it is whole"),
+    "diff": ("diff", "compare two model folders: configuration, tensors, and logits on a text"),
     "report": ("report", "one HTML page on a run: curves, balance, what its experts do"),
 }
 """Verb: the module in this package, and one line of help."""
