@@ -12,6 +12,7 @@ from moekit.config.errors import InputError
 
 VERBS = {
     "train": ("train", "train a model from a preset or a TOML file, on text"),
+    "plan": ("plan", "what a model stores and computes, whether it fits a machine, how fast it can be there"),
     "generate": ("generate", "continue a prompt"),
     "eval": ("eval", "loss, perplexity and bits per byte of text files"),
     "convert": ("convert", "write a model folder in another type, in other shards, or as GGUF for llama.cpp"),
@@ -124,6 +125,7 @@ commands:
 {verbs}
 
 examples:
+  moekit plan deepseek-v3 --device rtx-4090          why 671B does not run on one card, and what it would take
   moekit train tiny --out runs/a                     train a small DeepSeek-V3 architecture on four kinds of text
   moekit train tiny --model.moe.top-k 8 --show-config   any field of the configuration can be set
   moekit generate runs/a --prompt "In the beginning"

@@ -1,5 +1,6 @@
 """One self-contained HTML page: readable without network or script, in light, dark and print."""
 
+from collections.abc import Iterable, Sequence
 from importlib import resources
 
 from moekit.report.charts.svg import escape
@@ -16,8 +17,14 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 def render(report: Report) -> str:
     """The page as text, to be written as UTF-8."""
-    style = resources.files("moekit.report").joinpath("page.css").read_text(encoding="utf-8")
-    title = escape(report.title)
+    note = "Written by moekit. The file report.json holds the same numbers."
+    return document(report.title, report.facts, _main(report), note)
+
+
+def document(title: str, facts: Iterable[tuple[str, str]], main: str, note: str, sheets: Sequence[str] = ()) -> str:
+    """A page under `title`: labels and values, the markup `main`, a last line; `sheets` are further style sheets."""
+    files = (resources.files("moekit.report").joinpath(name) for name in ("page.css", *sheets))
+    style = "".join(file.read_text(encoding="utf-8") for file in files)
     return f"""<!doctype html>
 <html lang="en">
 <head>
@@ -25,29 +32,27 @@ def render(report: Report) -> str:
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
 <meta http-equiv="Content-Security-Policy" content="{POLICY}">
-<title>{title}</title>
+<title>{escape(title)}</title>
 <style>
 {style}</style>
 </head>
 <body>
 <header>
-<h1>{title}</h1>
-{_facts(report)}
+<h1>{escape(title)}</h1>
+{_facts(facts)}
 </header>
 <main>
-{_main(report)}
+{main}
 </main>
-<footer><p>Written by moekit. The file report.json holds the same numbers.</p></footer>
+<footer><p>{escape(note)}</p></footer>
 </body>
 </html>
 """
 
 
-def _facts(report: Report) -> str:
-    if not report.facts:
-        return ""
-    pairs = (f"<div><dt>{escape(label)}</dt><dd>{escape(value)}</dd></div>" for label, value in report.facts)
-    return f'<dl class="facts">{"".join(pairs)}</dl>'
+def _facts(facts: Iterable[tuple[str, str]]) -> str:
+    pairs = "".join(f"<div><dt>{escape(label)}</dt><dd>{escape(value)}</dd></div>" for label, value in facts)
+    return f'<dl class="facts">{pairs}</dl>' if pairs else ""
 
 
 def _main(report: Report) -> str:

@@ -1,0 +1,1 @@
+"""What this machine does: its limits, and predicted work run for real."""

@@ -1,0 +1,116 @@
+"""The limits of this machine: memory, read bandwidth, rate of dense products, time to launch a layer."""
+
+import datetime
+import os
+import platform
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from moekit.config.model import GQAConfig, MLAConfig, ModelConfig
+from moekit.measure.clock import timed
+from moekit.measure.models import random_model
+from moekit.plan.devices import Device
+
+NAME = "this-machine"
+
+READ_BYTES = 1 << 29
+"""Read to measure the bandwidth: more than any cache holds."""
+
+SIDE = 2048
+"""Rows and columns of the products that are timed, and columns of the matrices that a vector reads."""
+
+ROWS = (1408, 4096, 32768)
+"""Rows of those matrices: some libraries read large ones faster."""
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def this_machine(dtype: str) -> Device:
+    """Measure for some seconds. The figures are the best of several tries, so that they bound what a model can do.
+
+    The bandwidth is that at which a product of a vector and a matrix of `dtype` ("float32", "bfloat16") reads the
+    matrix, which is what decoding does; where the library's products are slower than memory, it is below that of plain
+    reading, which `source` tells as well.
+    """
+    rates = {name: _product_rate(each) for name, each in DTYPES.items()}
+    reading, plain = _vector_bandwidth(DTYPES[dtype]), _read_bandwidth()
+    source = (
+        f"measured on {platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}; "
+        f"bandwidth as products of {dtype} read, plain reading {plain / 1e9:.1f} GB/s"
+    )
+    now = datetime.datetime.now(datetime.UTC).date().isoformat()
+    return Device(NAME, "cpu", memory_bytes(), reading, rates, {}, 1, 0.0, source, now)
+
+
+def memory_bytes() -> int:
+    """Memory that this process may use: the machine's, or less where its control group says so."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = Path("/sys/fs/cgroup/memory.max")
+    text = limit.read_text().strip() if limit.is_file() else "max"
+    return min(total, int(text)) if text.isdecimal() else total
+
+
+def layer_overhead(config: ModelConfig, batch: int, length: int, past: int, dtype: torch.dtype) -> float:
+    """Seconds a layer of the kind of `config` takes where its matrices are next to nothing: what launching it costs.
+
+    `length` new tokens follow `past` ones. It is measured on the model itself, with every width small.
+    """
+    model = random_model(narrow(config), dtype)
+    prompt = torch.zeros(batch, max(past, 1), dtype=torch.long)
+    new = torch.zeros(batch, length, dtype=torch.long)
+
+    def work() -> None:
+        cache = model.new_cache(past + length)
+        if past:
+            cache = filled
+            for layer in cache.layers:
+                layer.length = past
+        model(new, cache)
+
+    with torch.inference_mode():
+        filled = model.new_cache(past + length)
+        if past:
+            model(prompt, filled)
+        return timed(work, 9, warm=3).best / config.n_layers
+
+
+def narrow(config: ModelConfig) -> ModelConfig:
+    """`config` with as many layers, heads and experts, all of them narrow."""
+    attention = config.attention
+    if isinstance(attention, MLAConfig):
+        sizes = {"kv_lora_rank": 8, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 8}
+        rank = None if attention.q_lora_rank is None else 8
+        attention = replace(attention, n_heads=2, q_lora_rank=rank, **sizes)
+    else:
+        assert isinstance(attention, GQAConfig)
+        n_kv_heads = 2 if attention.n_kv_heads == attention.n_heads else 1
+        attention = replace(attention, n_heads=2, n_kv_heads=n_kv_heads, head_dim=8)
+    moe = replace(config.moe, width=0, expert_width=8, shared_expert_width=0)
+    return replace(config, width=32, dense_width=8, vocab_size=32, attention=attention, moe=moe, mtp_depth=0)
+
+
+def _read_bandwidth() -> float:
+    """Bytes/s of reading memory once."""
+    numbers = torch.ones(READ_BYTES // 4)
+    return READ_BYTES / timed(numbers.sum, 9, warm=2).best
+
+
+def _vector_bandwidth(dtype: torch.dtype) -> float:
+    """Bytes/s of a matrix that a product with one vector reads."""
+    x = torch.ones(1, SIDE, dtype=dtype)
+    best = 0.0
+    for rows in ROWS:
+        size = rows * SIDE * dtype.itemsize
+        stack = torch.ones(READ_BYTES // size, rows, SIDE, dtype=dtype)
+        seconds = timed(lambda stack=stack: [F.linear(x, matrix) for matrix in stack], 5).best
+        best = max(best, stack.nbytes / seconds)
+    return best
+
+
+def _product_rate(dtype: torch.dtype) -> float:
+    """FLOP/s of a large dense product."""
+    a, b = (torch.randn(SIDE, SIDE).to(dtype) for _ in range(2))
+    return 2 * SIDE**3 / timed(lambda: a @ b, 5, warm=2).best

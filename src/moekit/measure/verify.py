@@ -1,0 +1,110 @@
+"""Predictions beside what this machine then did."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from moekit.config.model import ModelConfig
+from moekit.measure.child import in_child
+from moekit.measure.machine import DTYPES, layer_overhead, narrow
+from moekit.measure.shrink import parameters, shrunk
+from moekit.measure.workloads import generate_text, train_steps
+from moekit.plan.devices import Device
+from moekit.plan.figure import Figure, Section
+from moekit.plan.from_config import blueprint_of
+from moekit.plan.memory import Layout, Training, memory
+from moekit.plan.precision import FORMATS, parse_precision
+from moekit.plan.speed import speed
+from moekit.plan.training import muon_flops
+
+MOST_GENERATED = 1_500_000_000
+"""Parameters of the model that generates, at most: more of them take minutes to fill."""
+
+MOST_TRAINED = 120_000_000
+"""Parameters of the model that is trained."""
+
+NEW = 16
+"""Tokens that are generated."""
+
+
+class Size(NamedTuple):
+    """How much is done at a time: sequences, and tokens of each."""
+
+    batch: int
+    length: int
+
+
+def verify(
+    config: ModelConfig, name: str, device: Device, dtype: str, size: Size, say: Callable[[str], None] = lambda _: None
+) -> Section:
+    """Generate and train with models of the kind of `config` that fit here, and hold the predictions to it.
+
+    `device` is this machine as `this_machine(dtype)` measured it. Each piece of work has a process of its own.
+    """
+    small, trained = shrunk(config, MOST_GENERATED), shrunk(config, MOST_TRAINED)
+    say(f"generating with {describe(small)}")
+    generated = _generation(small, name, device, dtype, size)
+    say(f"training {describe(trained)}")
+    figures = (*generated, *_training(trained, name, device, dtype, size))
+    notes = (
+        f"generated with {describe(small)}; trained: {describe(trained)}; weights are random",
+        "bounds take the launching of a layer as measured on the same model with all widths small",
+    )
+    return Section("verify", "Predicted and measured on this machine", figures, notes)
+
+
+def describe(config: ModelConfig) -> str:
+    """A shape in words."""
+    moe, layers = config.moe, f"{config.n_layers} layers of width {config.width}"
+    experts = f", {moe.top_k} of {moe.n_routed} experts of width {moe.expert_width}" if config.moe_layers else ""
+    return f"{layers}{experts}, {parameters(config) / 1e6:,.0f} M parameters"
+
+
+def compared(
+    key: str, label: str, predicted: float | int, measured: float | int, unit: str, note: str = ""
+) -> tuple[Figure, ...]:
+    """A prediction, what was measured, and the ratio of the two."""
+    return (
+        Figure(f"{key}.predicted", f"{label}, predicted", predicted, unit, note=note),
+        Figure(f"{key}.measured", f"{label}, measured", measured, unit),
+        Figure(f"{key}.ratio", f"{label}, predicted / measured", predicted / measured),
+    )
+
+
+def _generation(config: ModelConfig, name: str, device: Device, dtype: str, size: Size) -> tuple[Figure, ...]:
+    blueprint, precision, kv = blueprint_of(config, name, ""), parse_precision(dtype), FORMATS[dtype]
+    found = in_child(generate_text, (config, dtype, *size, NEW), (narrow(config), dtype, 1, 8, 2, 1))
+    past, kind = size.length + NEW // 2, DTYPES[dtype]
+    bounds = {
+        work: speed(blueprint, precision, kv, past, size.batch, size.length, device._replace(overhead=overhead), 1)
+        for work, overhead in (
+            ("decode", layer_overhead(config, size.batch, 1, size.length, kind)),
+            ("prefill", layer_overhead(config, size.batch, size.length, 0, kind)),
+        )
+    }
+    whole = memory(blueprint, precision, kv, size.length + NEW, size.batch, None, Layout())
+    return (
+        *compared("decode", "decode", _rate(bounds, "decode"), found.result.decode, "tokens/s", "an upper bound"),
+        *compared("prefill", "prefill", _rate(bounds, "prefill"), found.result.prefill, "tokens/s", "an upper bound"),
+        *compared("generation_memory", "memory of generation", whole.value("total"), found.peak_bytes, "B"),
+    )
+
+
+def _training(config: ModelConfig, name: str, device: Device, dtype: str, size: Size) -> tuple[Figure, ...]:
+    blueprint, precision, kv = blueprint_of(config, name, ""), parse_precision(dtype), FORMATS[dtype]
+    found = in_child(train_steps, (config, dtype, "muon", *size), (narrow(config), dtype, "muon", 1, 8, 1))
+    bound = speed(blueprint, precision, kv, size.length, size.batch, size.length, device, 1)
+    how = Training(size.batch, size.length, "muon", FORMATS[dtype])
+    whole = memory(blueprint, precision, kv, size.length, size.batch, how, Layout())
+    tokens = size.batch * size.length
+    launching = tokens / train_steps(narrow(config), dtype, "muon", *size)
+    optimizer = muon_flops(blueprint) / device.rate("bfloat16")
+    predicted = tokens / (bound.value("training.seconds") + optimizer + launching)
+    note = "an upper bound: products of the model and of Muon at the machine's rate, and launching"
+    return (
+        *compared("training", "training", predicted, found.result, "tokens/s", note),
+        *compared("training_memory", "memory of training", whole.value("training.total"), found.peak_bytes, "B"),
+    )
+
+
+def _rate(bounds: dict[str, Section], work: str) -> float:
+    return bounds[work].value(f"{work}.tokens_per_second")

@@ -1,0 +1,40 @@
+"""The work that the planner predicts, done for real: generating and training."""
+
+from typing import NamedTuple
+
+import torch
+
+from moekit.config.model import ModelConfig
+from moekit.config.run import OptimConfig, RunConfig, TrainSection
+from moekit.generation.generate import extend
+from moekit.generation.sampling import SamplingConfig
+from moekit.measure.clock import timed
+from moekit.measure.machine import DTYPES
+from moekit.measure.models import random_model
+from moekit.train.step import Stepper
+
+
+class Rates(NamedTuple):
+    """Tokens per second, the best of some tries."""
+
+    prefill: float
+    decode: float
+
+
+def generate_text(config: ModelConfig, dtype: str, batch: int, prompt: int, new: int, tries: int = 3) -> Rates:
+    """Continue `batch` prompts of `prompt` tokens by `new` ones."""
+    model = random_model(config, DTYPES[dtype])
+    ids = torch.randint(0, config.vocab_size, (batch, prompt), generator=torch.Generator().manual_seed(1))
+    greedy = SamplingConfig(temperature=0.0)
+    speeds = [extend(model, ids, new, greedy).speed for _ in range(tries)]
+    prefill = max(speed.prefill_tokens_per_s or 0.0 for speed in speeds)
+    return Rates(prefill, max(speed.decode_tokens_per_s or 0.0 for speed in speeds))
+
+
+def train_steps(config: ModelConfig, dtype: str, optimizer: str, batch: int, length: int, steps: int = 4) -> float:
+    """Do optimizer steps on `batch` sequences of `length` tokens; returns tokens per second of the best."""
+    optim = OptimConfig(kind=optimizer)  # type: ignore[arg-type]
+    run = RunConfig(model=config, optim=optim, train=TrainSection(dtype=dtype, batch=batch, steps=100))  # type: ignore[arg-type]
+    stepper = Stepper(run, random_model(config, torch.float32))
+    ids = torch.randint(0, config.vocab_size, (batch, length + 2), generator=torch.Generator().manual_seed(1))
+    return batch * length / timed(lambda: stepper.step(ids, 50), steps, warm=1).best

@@ -1,0 +1,155 @@
+"""What moekit keeps of a forward pass for the backward, and what it holds for a moment, in bytes.
+
+Derived from the code: each term is a tensor that autograd or a gradient of our own saves. Rotation tables, the panels
+that fill up experts' rows (about 2 %) and masks are left out.
+"""
+
+from typing import NamedTuple
+
+from moekit.plan.blueprint import Attention, Blueprint, Mixture
+
+SHORT = 512
+"""Up to this length, attention in bfloat16 on a CPU keeps whole score matrices."""
+
+CHUNK = 512
+"""Rows of logits that the loss forms at a time."""
+
+
+class Batch(NamedTuple):
+    """`sequences` of `length` tokens computed at once in numbers of `width` bytes (2 or 4)."""
+
+    sequences: int
+    length: int
+    width: int
+
+    @property
+    def tokens(self) -> int:
+        """Tokens in all."""
+        return self.sequences * self.length
+
+
+def saved(blueprint: Blueprint, batch: Batch) -> int:
+    """Bytes kept from forward to backward, with the gradients of head and states that the loss forms in its forward."""
+    d, b = blueprint.width, batch.width
+    # The last norm's x / rms(x), its output, and the gradient of that.
+    each = saved_by_layers(blueprint, batch) + 3 * d * b + 4
+    for _ in range(blueprint.prediction_modules):
+        # Besides its block: two norms, their outputs as one input, and a last norm with its gradient.
+        each += _saved_by_module(blueprint, batch) + 7 * d * b + 12
+    heads = 1 + blueprint.prediction_modules
+    return batch.tokens * each + heads * blueprint.vocab_size * d * b
+
+
+def saved_by_layers(blueprint: Blueprint, batch: Batch) -> int:
+    """Bytes kept for one token by all layers."""
+    d, b = blueprint.width, batch.width
+    rank = compressed_queries(blueprint)
+    attention = sum(a.layers * saved_by_attention(a, rank, batch) for a in blueprint.attentions)
+    mixtures = sum(m.layers * saved_by_mixture(m, d, batch) for m in blueprint.mixtures)
+    # Gate and up, silu(gate), and their product.
+    dense = 4 * dense_widths(blueprint) * b
+    return attention + mixtures + dense + blueprint.layers * _saved_by_norms(d, b)
+
+
+def _saved_by_module(blueprint: Blueprint, batch: Batch) -> int:
+    """The block of a prediction module: like the last layer, with experts if any layer has them."""
+    d, b = blueprint.width, batch.width
+    attention = saved_by_attention(blueprint.attentions[-1], compressed_queries(blueprint), batch)
+    if blueprint.mixtures:
+        return attention + saved_by_mixture(blueprint.mixtures[-1], d, batch) + _saved_by_norms(d, b)
+    return attention + 4 * dense_widths(blueprint) * b // dense_layers(blueprint) + _saved_by_norms(d, b)
+
+
+def _saved_by_norms(width: int, number: int) -> int:
+    """Two norms of a block: x / rms(x), the output, and the factor in float32."""
+    return 2 * (2 * width * number + 4)
+
+
+def saved_by_attention(attention: Attention, compressed: int, batch: Batch) -> int:
+    """Bytes kept for one token by one layer. `compressed` is the rank of MLA's queries, 0 without.
+
+    The norm of a latent keeps x / rms(x), its output, and the factor in float32.
+    """
+    a, b = attention, batch.width
+    norms = sum(2 * rank * b + 4 for rank in (compressed, a.latent) if rank)
+    if batch.length <= SHORT and b == 2:
+        core = (2 * a.qk_dim + a.v_dim + batch.length) * b
+    else:
+        # The fused kernel keeps queries, keys, values and its output, padded to one width, and a log-sum-exp.
+        core = 4 * max(a.qk_dim, a.v_dim) * b + 4
+    return norms + a.n_heads * (core + a.v_dim * b)
+
+
+def saved_by_mixture(mixture: Mixture, width: int, batch: Batch) -> int:
+    """Bytes kept for one token by one layer: the router's logits and scores, the places, gate and up of each row."""
+    b = batch.width
+    router = (4 * width if b == 2 else 0) + 8 * mixture.n_routed
+    places = 32 * mixture.top_k
+    return router + places + (2 * mixture.top_k * inner(mixture.expert, width) + 4 * inner(mixture.shared, width)) * b
+
+
+def loss_peak(blueprint: Blueprint, batch: Batch) -> int:
+    """Bytes that the loss holds for a moment: the head's gradient in float32, and the numbers of a chunk's logits.
+
+    Logits, the same in float32, and their log-softmax; from the second chunk on also the last one's probabilities and
+    their rounding. In float32 nothing is converted or rounded.
+    """
+    rows, rounded = min(CHUNK, batch.tokens), batch.width == 2
+    chunk = 2 + 4 + 4 if rounded else 4 + 4
+    previous = (4 + 2 if rounded else 4) if batch.tokens > CHUNK else 0
+    return blueprint.vocab_size * (4 * blueprint.width + rows * (chunk + previous))
+
+
+def backward_peak(blueprint: Blueprint, batch: Batch) -> int:
+    """Bytes that the backward of the largest block holds for a moment, without the gradients of weights."""
+    d, b = blueprint.width, batch.width
+    mixture = max((m.top_k * (5 * inner(m.expert, d) + 2 * d) for m in blueprint.mixtures), default=0)
+    layers = dense_layers(blueprint)
+    dense = 4 * dense_widths(blueprint) // layers if layers else 0
+    return batch.tokens * b * (max(mixture, dense) + 2 * d)
+
+
+def working_set(blueprint: Blueprint, tokens: int, width: int) -> int:
+    """Bytes that a forward pass of `tokens` without gradients holds at its largest block, in numbers of `width` bytes.
+
+    The residual stream and its norm, with the experts' rows (gate, up, their product, and the result), or a dense block
+    (gate, up, silu, product), or attention's padded operands, whichever is more.
+    """
+    d = blueprint.width
+    mixture = max((m.top_k * (3 * inner(m.expert, d) + d) for m in blueprint.mixtures), default=0)
+    layers = dense_layers(blueprint)
+    dense = 4 * dense_widths(blueprint) // layers if layers else 0
+    attention = max((_operands(a) for a in blueprint.attentions), default=0)
+    return tokens * width * (2 * d + max(mixture, dense, attention))
+
+
+def logits(blueprint: Blueprint, sequences: int, width: int) -> int:
+    """Bytes of the last token's logits of each sequence, once as computed and once in float32."""
+    return sequences * blueprint.vocab_size * (width + 4)
+
+
+def _operands(attention: Attention) -> int:
+    """Numbers for each token while heads are computed: queries twice, keys, values and the output at one width."""
+    a = attention
+    expanded = a.n_heads * (a.qk_dim - a.rotary + a.v_dim) if a.latent else 2 * a.n_kv_heads * a.qk_dim
+    return expanded + 5 * a.n_heads * max(a.qk_dim, a.v_dim)
+
+
+def inner(parameters: int, width: int) -> int:
+    """The inner width of a block with so many parameters, which is taken to be SwiGLU: three matrices."""
+    return parameters // (3 * width)
+
+
+def dense_layers(blueprint: Blueprint) -> int:
+    """Layers without experts."""
+    return max(blueprint.layers - sum(m.layers for m in blueprint.mixtures), 0)
+
+
+def dense_widths(blueprint: Blueprint) -> int:
+    """The inner widths of the dense layers, summed."""
+    return inner(sum(w.stored for w in blueprint.weights if w.part == "dense"), blueprint.width)
+
+
+def compressed_queries(blueprint: Blueprint) -> int:
+    """The rank of MLA's compressed queries; 0 without."""
+    return next((w.shape[0] for w in blueprint.weights if w.name == "q_a"), 0)

@@ -1,0 +1,89 @@
+"""Work in a process of its own: what it takes is seen, and how it ends."""
+
+import pytest
+import torch
+from measured_work import die, fail, hold
+
+from moekit.config.presets.load import load_run, preset_names
+from moekit.measure.child import in_child
+from moekit.measure.machine import layer_overhead, memory_bytes, narrow
+from moekit.measure.models import random_model
+from moekit.measure.shrink import parameters, shrunk
+from moekit.measure.verify import Size, compared, verify
+from moekit.measure.workloads import generate_text, train_steps
+from moekit.plan.devices import Device
+
+MACHINE = Device("here", "cpu", 10**10, 10e9, {"float32": 1e11, "bfloat16": 1e11}, {}, 1, 0.0, "made up", "2026-01-01")
+
+
+@pytest.mark.parametrize("megabytes", [200, 500])
+def test_the_memory_that_work_takes_is_seen(megabytes: int) -> None:
+    found = in_child(hold, (megabytes,), (1,))
+    assert found.result == 1
+    assert megabytes - 2 <= found.peak_bytes / 2**20 <= megabytes + 30
+
+
+def test_an_error_in_the_work_is_told() -> None:
+    with pytest.raises(ValueError, match="on purpose"):
+        in_child(fail, (), ())
+
+
+def test_the_death_of_the_work_is_told() -> None:
+    with pytest.raises(RuntimeError, match=r"died \(exit status 9\)"):
+        in_child(die, (), ())
+
+
+@pytest.mark.parametrize("name", preset_names())
+@pytest.mark.parametrize("most", [60_000_000, 200_000_000, 10**13])
+def test_a_shrunk_model_is_small_enough_and_of_the_same_kind(name: str, most: int) -> None:
+    config = load_run(name).model
+    small = shrunk(config, most)
+    assert parameters(small) <= most
+    assert small.moe.top_k == config.moe.top_k
+    assert small.attention.n_heads == config.attention.n_heads
+    assert bool(small.dense_layers) == bool(config.dense_layers)
+    assert bool(small.moe_layers) == bool(config.moe_layers)
+    if most == 10**13:
+        assert small.n_layers == config.n_layers
+        assert small.moe == config.moe
+
+
+@pytest.mark.parametrize("name", ["tiny", "olmoe-1b-7b", "qwen1.5-moe-a2.7b"])
+def test_a_random_model_computes_numbers(name: str) -> None:
+    config = narrow(shrunk(load_run(name).model, 10**6))
+    for dtype in (torch.float32, torch.bfloat16):
+        model = random_model(config, dtype)
+        logits = model(torch.zeros(1, 5, dtype=torch.long)).logits
+        assert logits.dtype == dtype
+        assert logits.isfinite().all()
+        assert logits.std() > 0
+
+
+def test_launching_a_layer_takes_time() -> None:
+    config = load_run("tiny").model
+    assert 0 < layer_overhead(config, 1, 1, 8, torch.float32) < 1
+    assert 0 < layer_overhead(config, 2, 16, 0, torch.bfloat16) < 1
+
+
+def test_the_memory_of_this_machine_is_known() -> None:
+    assert 2**28 < memory_bytes() < 2**45
+
+
+def test_the_work_is_done() -> None:
+    config = load_run("tiny").model
+    rates = generate_text(config, "float32", 2, 8, 3)
+    assert min(rates) > 0
+    assert train_steps(config, "bfloat16", "muon", 2, 16, steps=1) > 0
+
+
+def test_a_comparison_is_a_ratio() -> None:
+    predicted, measured, ratio = compared("decode", "decode", 30.0, 20.0, "tokens/s")
+    assert (predicted.value, measured.value, ratio.value) == (30.0, 20.0, 1.5)
+
+
+def test_predictions_stand_beside_measurements() -> None:
+    section = verify(load_run("tiny").model, "tiny", MACHINE, "float32", Size(1, 32))
+    for work in ("decode", "prefill", "training", "generation_memory", "training_memory"):
+        ratio = section.value(f"{work}.predicted") / section.value(f"{work}.measured")
+        assert section.value(f"{work}.ratio") == pytest.approx(ratio)
+        assert ratio > 0
