@@ -67,10 +67,11 @@ class LatentAttention(nn.Module):
         a = self.shape
         weight = self.kv_b.weight.view(a.n_heads, -1, a.kv_lora_rank)
         w_uk, w_uv = weight.split([a.qk_nope_head_dim, a.v_head_dim], dim=1)
-        q_latent = torch.einsum("bhsc,hcr->bhsr", q_nope, w_uk)
-        scores = torch.cat([q_latent, q_rope], dim=-1) @ past.unsqueeze(1).mT
+        q_latent = torch.bmm(q_nope.squeeze(2).transpose(0, 1), w_uk).transpose(0, 1)
+        # All heads look at the same past: as rows of one product, for as a batch of products each would copy it.
+        scores = torch.cat([q_latent, q_rope.squeeze(2)], dim=-1) @ past.mT
         scores = scores.float() * self.scale
         if context.visible is not None:
-            scores = scores.masked_fill(~context.visible, -torch.inf)
-        summed = scores.softmax(dim=-1).to(past.dtype) @ past[..., : a.kv_lora_rank].unsqueeze(1)
-        return torch.einsum("bhsr,hvr->bhsv", summed, w_uv)
+            scores = scores.masked_fill(~context.visible.squeeze(2), -torch.inf)
+        summed = scores.softmax(dim=-1).to(past.dtype) @ past[..., : a.kv_lora_rank]
+        return torch.bmm(w_uv, summed.permute(1, 2, 0)).permute(2, 0, 1).unsqueeze(2)
