@@ -6,12 +6,13 @@ from measured_work import die, fail, hold
 
 from moekit.config.presets.load import load_run, preset_names
 from moekit.measure.child import in_child
-from moekit.measure.machine import layer_overhead, memory_bytes, narrow
+from moekit.measure.machine import memory_bytes, narrow, rate_for
 from moekit.measure.models import random_model
 from moekit.measure.shrink import parameters, shrunk
 from moekit.measure.verify import Size, compared, verify
 from moekit.measure.workloads import generate_text, train_steps
 from moekit.plan.devices import Device
+from moekit.plan.from_config import blueprint_of
 
 MACHINE = Device("here", "cpu", 10**10, 10e9, {"float32": 1e11, "bfloat16": 1e11}, {}, 1, 0.0, "made up", "2026-01-01")
 
@@ -59,10 +60,9 @@ def test_a_random_model_computes_numbers(name: str) -> None:
         assert logits.std() > 0
 
 
-def test_launching_a_layer_takes_time() -> None:
-    config = load_run("tiny").model
-    assert 0 < layer_overhead(config, 1, 1, 8, torch.float32) < 1
-    assert 0 < layer_overhead(config, 2, 16, 0, torch.bfloat16) < 1
+def test_the_rate_of_a_model_is_that_of_its_products() -> None:
+    blueprint = blueprint_of(load_run("tiny").model, "tiny", "")
+    assert 0 < rate_for(blueprint, "float32", 64) < 1e15
 
 
 def test_the_memory_of_this_machine_is_known() -> None:

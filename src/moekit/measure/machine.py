@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from moekit.config.model import GQAConfig, MLAConfig, ModelConfig
 from moekit.measure.clock import timed
-from moekit.measure.models import random_model
+from moekit.plan.blueprint import Blueprint
 from moekit.plan.devices import Device
 
 NAME = "this-machine"
@@ -53,28 +53,23 @@ def memory_bytes() -> int:
     return min(total, int(text)) if text.isdecimal() else total
 
 
-def layer_overhead(config: ModelConfig, batch: int, length: int, past: int, dtype: torch.dtype) -> float:
-    """Seconds a layer of the kind of `config` takes where its matrices are next to nothing: what launching it costs.
+def rate_for(blueprint: Blueprint, dtype: str, tokens: int) -> float:
+    """FLOP/s of all products of `blueprint` over `tokens` at once, each shape timed with the rows that it gets.
 
-    `length` new tokens follow `past` ones. It is measured on the model itself, with every width small.
+    An expert gets its even share of the tokens, and with few rows its products are slower than large ones.
     """
-    model = random_model(narrow(config), dtype)
-    prompt = torch.zeros(batch, max(past, 1), dtype=torch.long)
-    new = torch.zeros(batch, length, dtype=torch.long)
-
-    def work() -> None:
-        cache = model.new_cache(past + length)
-        if past:
-            cache = filled
-            for layer in cache.layers:
-                layer.length = past
-        model(new, cache)
-
-    with torch.inference_mode():
-        filled = model.new_cache(past + length)
-        if past:
-            model(prompt, filled)
-        return timed(work, 9, warm=3).best / config.n_layers
+    flops, seconds, known = 0.0, 0.0, dict[tuple[int, ...], float]()
+    for weight in blueprint.weights:
+        if weight.kind != "product" or not weight.active:
+            continue
+        rows = max(round(tokens * weight.used / weight.count), 1) if weight.part == "routed" else tokens
+        outer, inner = weight.shape
+        if (rows, outer, inner) not in known:
+            known[rows, outer, inner] = _product_seconds(rows, inner, outer, DTYPES[dtype])
+        times = weight.count if weight.part == "routed" else weight.used
+        flops += 2.0 * times * rows * weight.numel
+        seconds += times * known[rows, outer, inner]
+    return flops / seconds
 
 
 def narrow(config: ModelConfig) -> ModelConfig:
@@ -112,5 +107,10 @@ def _vector_bandwidth(dtype: torch.dtype) -> float:
 
 def _product_rate(dtype: torch.dtype) -> float:
     """FLOP/s of a large dense product."""
-    a, b = (torch.randn(SIDE, SIDE).to(dtype) for _ in range(2))
-    return 2 * SIDE**3 / timed(lambda: a @ b, 5, warm=2).best
+    return 2 * SIDE**3 / _product_seconds(SIDE, SIDE, SIDE, dtype)
+
+
+def _product_seconds(rows: int, inner: int, outer: int, dtype: torch.dtype) -> float:
+    """Least seconds of [rows, inner] times a matrix [outer, inner] as a linear layer has it."""
+    x, matrix = torch.randn(rows, inner).to(dtype), torch.randn(outer, inner).to(dtype)
+    return timed(lambda: F.linear(x, matrix), 5, warm=2).best

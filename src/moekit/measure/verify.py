@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from moekit.config.model import ModelConfig
 from moekit.measure.child import in_child
-from moekit.measure.machine import DTYPES, layer_overhead, narrow
+from moekit.measure.machine import narrow, rate_for
 from moekit.measure.shrink import parameters, shrunk
 from moekit.measure.workloads import generate_text, train_steps
 from moekit.plan.devices import Device
@@ -47,7 +47,8 @@ def verify(
     figures = (*generated, *_training(trained, name, device, dtype, size))
     notes = (
         f"generated with {describe(small)}; trained: {describe(trained)}; weights are random",
-        "bounds take the launching of a layer as measured on the same model with all widths small",
+        "launching is measured by the same work on the same model with all widths small; prefill takes the rate of "
+        "products with as many rows as experts get",
     )
     return Section("verify", "Predicted and measured on this machine", figures, notes)
 
@@ -73,18 +74,21 @@ def compared(
 def _generation(config: ModelConfig, name: str, device: Device, dtype: str, size: Size) -> tuple[Figure, ...]:
     blueprint, precision, kv = blueprint_of(config, name, ""), parse_precision(dtype), FORMATS[dtype]
     found = in_child(generate_text, (config, dtype, *size, NEW), (narrow(config), dtype, 1, 8, 2, 1))
-    past, kind = size.length + NEW // 2, DTYPES[dtype]
-    bounds = {
-        work: speed(blueprint, precision, kv, past, size.batch, size.length, device._replace(overhead=overhead), 1)
-        for work, overhead in (
-            ("decode", layer_overhead(config, size.batch, 1, size.length, kind)),
-            ("prefill", layer_overhead(config, size.batch, size.length, 0, kind)),
-        )
-    }
+    launching = generate_text(narrow(config), dtype, *size, NEW)
+    rates = {**device.rates, dtype: rate_for(blueprint, dtype, size.batch * size.length)}
+    tokens = {"decode": size.batch, "prefill": size.batch * size.length}
+
+    def bound(work: str, machine: Device) -> float:
+        overhead = tokens[work] / getattr(launching, work) / config.n_layers
+        here, past = machine._replace(overhead=overhead), size.length + NEW // 2
+        section = speed(blueprint, precision, kv, past, size.batch, size.length, here, 1)
+        return section.value(f"{work}.tokens_per_second")
+
     whole = memory(blueprint, precision, kv, size.length + NEW, size.batch, None, Layout())
+    decode, prefill = bound("decode", device), bound("prefill", device._replace(rates=rates))
     return (
-        *compared("decode", "decode", _rate(bounds, "decode"), found.result.decode, "tokens/s", "an upper bound"),
-        *compared("prefill", "prefill", _rate(bounds, "prefill"), found.result.prefill, "tokens/s", "an upper bound"),
+        *compared("decode", "decode", decode, found.result.decode, "tokens/s", "an upper bound"),
+        *compared("prefill", "prefill", prefill, found.result.prefill, "tokens/s", "an upper bound"),
         *compared("generation_memory", "memory of generation", whole.value("total"), found.peak_bytes, "B"),
     )
 
@@ -104,7 +108,3 @@ def _training(config: ModelConfig, name: str, device: Device, dtype: str, size: 
         *compared("training", "training", predicted, found.result, "tokens/s", note),
         *compared("training_memory", "memory of training", whole.value("training.total"), found.peak_bytes, "B"),
     )
-
-
-def _rate(bounds: dict[str, Section], work: str) -> float:
-    return bounds[work].value(f"{work}.tokens_per_second")
