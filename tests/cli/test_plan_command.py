@@ -167,6 +167,11 @@ REFUSED: dict[str, tuple[str, ...]] = {
     "tiny --tokens 0": ("--tokens 0",),
     "tiny --tokens 99999999T": ("--tokens", "at most"),
     "tiny --device rtx-4091": ("rtx-4091", "did you mean `rtx-4090`?"),
+    "glam-64b-64e --verify": ("--verify: glam-64b-64e", "a preset of a model"),
+    "nowhere --verify": ("nowhere",),
+    "tiny --verify --dtype int4": ("--dtype int4", "float32 and bfloat16"),
+    "tiny --verify --compare small": ("--verify: tries one model",),
+    "tiny --measure --device rtx-4090": ("--device rtx-4090", "this machine"),
     "tiny --device rtx-4090 --devices 0": ("--devices: 0",),
     "tiny --device rtx-4090 --prompt 0": ("--prompt: 0",),
     "tiny --device rtx-4090 --ram 5XB": ("--ram 5XB", "64GB"),
@@ -219,3 +224,14 @@ def test_nonsense_is_named_and_nothing_is_written(
 def test_a_page_that_cannot_be_written_leaves_no_piece_of_it(here: Path, moekit: Moekit) -> None:
     said = moekit("plan", "tiny", "--html", "/proc/moekit/plan.html")
     assert (said.status, said.out) == (1, "")
+
+
+def test_this_machine_is_measured_and_predictions_are_tried_on_it(moekit: Moekit) -> None:
+    said = moekit("plan", "tiny", "--verify", "--prompt", "16", "--json")
+    assert said.status == 0
+    assert said.err.startswith("measuring this machine\n")
+    found = json.loads(said.out)
+    assert found["fit"]["fits"] is True
+    assert found["speed"]["decode"]["tokens_per_second"] > 0
+    for work in ("decode", "prefill", "generation_memory", "training", "training_memory"):
+        assert found["verify"][work]["measured"] > 0
