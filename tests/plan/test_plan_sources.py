@@ -315,3 +315,16 @@ def test_counting_needs_neither_torch_nor_numpy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert not {"torch", "numpy", "gguf", "transformers"} & set(done.stdout.split())
+
+
+def test_tensors_that_compute_nothing_are_stored_all_the_same(tmp_path: Path) -> None:
+    """Qwen2-MoE without a shared expert still has the gate of one: 1 x 16 in each of 2 layers."""
+    sizes = {"hidden_size": 16, "intermediate_size": 8, "moe_intermediate_size": 8, "num_attention_heads": 2}
+    counts = {"num_hidden_layers": 2, "num_experts": 4, "num_experts_per_tok": 2, "vocab_size": 32}
+    rest = {"num_key_value_heads": 2, "max_position_embeddings": 64, "rms_norm_eps": 1e-6}
+    data = {"model_type": "qwen2_moe", **sizes, **counts, **rest}
+    stored = []
+    for width in (0, 8):
+        (tmp_path / "config.json").write_text(json.dumps(data | {"shared_expert_intermediate_size": width}))
+        stored.append(sum(weight.stored for weight in blueprint_from(str(tmp_path)).weights))
+    assert stored[1] - stored[0] == 2 * 3 * 8 * 16

@@ -1,16 +1,18 @@
 """Find the model to be planned: a preset, a paper's shape, a folder, a `config.json`, an index or a GGUF file."""
 
 import difflib
+import math
 from pathlib import Path
 from typing import Any
 
 from moekit.config.errors import ConfigError, InputError
-from moekit.config.families import FAMILIES, family_for, family_named
+from moekit.config.families import FAMILIES, Family, family_for, family_named
 from moekit.config.files import read_json
+from moekit.config.model import ModelConfig
 from moekit.config.presets.load import load_run
 from moekit.config.presets.load import preset_names as run_presets
 from moekit.config.quantisation import Fp8Blocks, read_quantisation
-from moekit.plan.blueprint import Blueprint
+from moekit.plan.blueprint import Blueprint, Weight
 from moekit.plan.families import READERS, read_family
 from moekit.plan.from_config import blueprint_of
 from moekit.plan.from_gguf import blueprint_of_gguf
@@ -106,6 +108,15 @@ def _config_file(path: Path) -> Blueprint:
         raise InputError(str(error), error.hint or AS_PUBLISHED) from None
 
 
+def _idle(family: Family, config: ModelConfig) -> list[Weight]:
+    """Tensors that the family's files hold and that compute nothing in this model."""
+    return [
+        Weight("router" if "correction" in name else "shared", name, shape, 1, 0, "vector", False)
+        for name, shape in family.zeros(config).items()
+        if math.prod(shape)
+    ]
+
+
 def _described(data: dict[str, Any], name: str, path: Path) -> Blueprint:
     model_type = data.get("model_type")
     if model_type is None and "weight_map" in data:
@@ -117,7 +128,9 @@ def _described(data: dict[str, Any], name: str, path: Path) -> Blueprint:
         raise InputError(f"{path}: model_type {model_type!r} is not supported", f"supported: {known}")
     family = family_named(model_type, str(path))
     blocks = read_quantisation(data)
-    found = blueprint_of(family.from_hub(data), name, family.model_type, "fp8" if blocks else None)
+    config = family.from_hub(data)
+    found = blueprint_of(config, name, family.model_type, "fp8" if blocks else None)
+    found = found._replace(weights=(*found.weights, *_idle(family, config)))
     if blocks in (None, Fp8Blocks()):
         return found
     note = f"the file's FP8 blocks are {blocks.rows} x {blocks.columns}; scales are counted for 128 x 128"
