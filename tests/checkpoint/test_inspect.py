@@ -15,10 +15,12 @@ from safetensors.torch import load_file, save_file
 from moekit.checkpoint.convert import convert
 from moekit.checkpoint.folder import INDEX, WEIGHTS
 from moekit.checkpoint.inspect import Inspection, inspect
+from moekit.checkpoint.load import load
 from moekit.checkpoint.parts import parts
 from moekit.checkpoint.save import save_model
 from moekit.config.errors import InputError
-from moekit.config.model import ModelConfig
+from moekit.config.model import GQAConfig, ModelConfig, RopeConfig
+from moekit.config.moe import MoEConfig
 from moekit.data.tokenizer import save_tokenizer, train_tokenizer
 from moekit.model.transformer import Transformer
 
@@ -254,3 +256,17 @@ def test_a_folder_that_is_none_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(InputError, match=r"config\.json: cannot be read"):
         inspect(tmp_path)
+
+
+def test_a_gate_without_effect_may_hold_anything_here_as_in_loading(tmp_path: Path) -> None:
+    """Qwen2-MoE without a shared expert still stores the gate of one."""
+    attention = GQAConfig(n_heads=4, n_kv_heads=2, head_dim=6, qkv_bias=True)
+    mixture = MoEConfig(expert_width=8, n_routed=8, n_shared=0, top_k=3)
+    config = small(attention=attention, rope=RopeConfig(layout="half"), moe=mixture)
+    save_model(random_model(config).state_dict(), config, tmp_path / "model", None, model_type="qwen2_moe")
+    file = tmp_path / "model" / WEIGHTS
+    tensors = load_file(file)
+    tensors["model.layers.1.mlp.shared_expert_gate.weight"].fill_(0.5)
+    save_file(tensors, file)
+    assert load(tmp_path / "model").state_dict()
+    assert inspect(tmp_path / "model").problems == ()

@@ -131,8 +131,8 @@ def _values(tensors: Mapping[str, Stored], read: bool | None) -> tuple[Values, l
 
 def _not_zero(found: Description, config: ModelConfig, tensors: Mapping[str, Stored]) -> Iterator[Problem]:
     """What stands in the file only because others want it must have no effect."""
-    for name in found.family.zeros(config):
-        if name in tensors and not all_zero(tensors[name]):
+    for name in sorted(found.family.blank(config) & tensors.keys()):
+        if not all_zero(tensors[name]):
             text = f"{tensors[name].file}: {name} is not zero, but config.json has no use for it"
             yield Problem("not zero", text)
 

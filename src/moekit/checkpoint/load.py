@@ -83,7 +83,7 @@ def stored_dtype(fitted: Fit) -> torch.dtype:
 
 def _check_zeros(family: Family, config: ModelConfig, weights: Weights) -> None:
     """What stands in the file only because others want it must have no effect."""
-    for name in (family.zeros(config).keys() - family.idle(config)) & weights.tensors.keys():
+    for name in family.blank(config) & weights.tensors.keys():
         stored = weights.tensors[name]
         if stored.numel and (stored.dtype not in TORCH or weights.read(stored).any()):
             raise InputError(f"{stored.file}: {name} is not zero, but config.json has no use for it")

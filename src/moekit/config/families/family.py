@@ -26,3 +26,7 @@ class Family(NamedTuple):
     copies: Callable[[ModelConfig], Mapping[str, str]] = lambda _: {}
     zeros: Callable[[ModelConfig], Mapping[str, tuple[int, ...]]] = lambda _: {}
     idle: Callable[[ModelConfig], frozenset[str]] = lambda _: frozenset()
+
+    def blank(self, config: ModelConfig) -> set[str]:
+        """The tensors that must hold zeros where a file has them: what else they held would be lost."""
+        return self.zeros(config).keys() - self.idle(config)
