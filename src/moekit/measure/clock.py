@@ -1,20 +1,11 @@
 """Times of repeated work, on a machine that others may be using."""
 
-import statistics
 import time
 from collections.abc import Callable
-from typing import NamedTuple
 
 
-class Times(NamedTuple):
-    """Seconds of one piece of work: the least, which nothing disturbed, and the usual."""
-
-    best: float
-    median: float
-
-
-def timed(work: Callable[[], object], repeats: int, warm: int = 1) -> Times:
-    """Do `work` `warm` times uncounted, then `repeats` times."""
+def least_seconds(work: Callable[[], object], repeats: int, warm: int = 1) -> float:
+    """Do `work` `warm` times uncounted, then `repeats` times; the shortest of them, which nothing disturbed."""
     for _ in range(warm):
         work()
     seconds = []
@@ -22,4 +13,4 @@ def timed(work: Callable[[], object], repeats: int, warm: int = 1) -> Times:
         start = time.perf_counter()
         work()
         seconds.append(time.perf_counter() - start)
-    return Times(min(seconds), statistics.median(seconds))
+    return min(seconds)

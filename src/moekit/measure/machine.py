@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from moekit.config.model import GQAConfig, MLAConfig, ModelConfig
-from moekit.measure.clock import timed
+from moekit.measure.clock import least_seconds
 from moekit.plan.blueprint import Blueprint
 from moekit.plan.devices import Device
 
@@ -90,7 +90,7 @@ def narrow(config: ModelConfig) -> ModelConfig:
 def _read_bandwidth() -> float:
     """Bytes/s of reading memory once."""
     numbers = torch.ones(READ_BYTES // 4)
-    return READ_BYTES / timed(numbers.sum, 9, warm=2).best
+    return READ_BYTES / least_seconds(numbers.sum, 9, warm=2)
 
 
 def _vector_bandwidth(dtype: torch.dtype) -> float:
@@ -100,7 +100,7 @@ def _vector_bandwidth(dtype: torch.dtype) -> float:
     for rows in ROWS:
         size = rows * SIDE * dtype.itemsize
         stack = torch.ones(READ_BYTES // size, rows, SIDE, dtype=dtype)
-        seconds = timed(lambda stack=stack: [F.linear(x, matrix) for matrix in stack], 5).best
+        seconds = least_seconds(lambda stack=stack: [F.linear(x, matrix) for matrix in stack], 5)
         best = max(best, stack.nbytes / seconds)
     return best
 
@@ -113,4 +113,4 @@ def _product_rate(dtype: torch.dtype) -> float:
 def _product_seconds(rows: int, inner: int, outer: int, dtype: torch.dtype) -> float:
     """Least seconds of [rows, inner] times a matrix [outer, inner] as a linear layer has it."""
     x, matrix = torch.randn(rows, inner).to(dtype), torch.randn(outer, inner).to(dtype)
-    return timed(lambda: F.linear(x, matrix), 5, warm=2).best
+    return least_seconds(lambda: F.linear(x, matrix), 5, warm=2)

@@ -8,7 +8,7 @@ from moekit.config.model import ModelConfig
 from moekit.config.run import OptimConfig, RunConfig, TrainSection
 from moekit.generation.generate import extend
 from moekit.generation.sampling import SamplingConfig
-from moekit.measure.clock import timed
+from moekit.measure.clock import least_seconds
 from moekit.measure.machine import DTYPES
 from moekit.measure.models import random_model
 from moekit.train.step import Stepper
@@ -37,4 +37,4 @@ def train_steps(config: ModelConfig, dtype: str, optimizer: str, batch: int, len
     run = RunConfig(model=config, optim=optim, train=TrainSection(dtype=dtype, batch=batch, steps=100))  # type: ignore[arg-type]
     stepper = Stepper(run, random_model(config, torch.float32))
     ids = torch.randint(0, config.vocab_size, (batch, length + 2), generator=torch.Generator().manual_seed(1))
-    return batch * length / timed(lambda: stepper.step(ids, 50), steps, warm=1).best
+    return batch * length / least_seconds(lambda: stepper.step(ids, 50), steps, warm=1)

@@ -15,9 +15,7 @@ from moekit.plan.parallel import expert_parallel
 from moekit.plan.parameters import parameters
 from moekit.plan.precision import FORMATS, Format, Precision, parse_precision
 from moekit.plan.speed import speed
-
-LARGEST = 10**12
-"""The largest size that is no slip; tokens of a training run may be more."""
+from moekit.plan.step import LARGEST
 
 PARTLY = {"mxfp4": "bfloat16,routed=mxfp4"}
 """How released models that are quantised in part store their parts: gpt-oss its experts alone."""
