@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from moekit.config.balance import BiasBalance, RouterZLoss
 from moekit.config.model import GQAConfig, MLAConfig, ModelConfig, RopeConfig, YarnConfig
-from moekit.config.moe import MoEConfig, TopKRouting
+from moekit.config.moe import MoEConfig
+from moekit.config.routing import TopKRouting
 from moekit.model.transformer import Transformer
 
 YARN = YarnConfig(factor=4.0, original_max_positions=16, mscale=0.7, mscale_all_dim=0.9)

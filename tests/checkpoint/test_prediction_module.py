@@ -14,7 +14,7 @@ from moekit.checkpoint.convert import convert
 from moekit.checkpoint.load import load
 from moekit.checkpoint.save import save_model
 from moekit.config.model import ModelConfig, RopeConfig
-from moekit.train.objective import objective
+from moekit.train.objective import Rows, objective
 
 CONFIGS = {
     "plain": small(mtp_depth=1),
@@ -67,7 +67,7 @@ def test_a_loaded_module_gives_the_loss_that_training_would(tmp_path: Path) -> N
     model = random_model(config)
     save_model(model.state_dict(), config, tmp_path / "model", None)
     loaded, tokens = load(tmp_path / "model"), ids()
-    found, expected = (objective(each, tokens, 0.3, 1.0, {}) for each in (loaded, model))
+    found, expected = (objective(each, Rows(tokens), 0.3, 1.0, {}) for each in (loaded, model))
     torch.testing.assert_close(found.terms["mtp"], expected.terms["mtp"], rtol=1e-5, atol=0)
     logits = model.head(model.hidden_after_next(model.hidden(tokens[:, :-2]).states, tokens[:, 1:-1]).states)
     by_hand = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 2:].flatten())

@@ -16,7 +16,8 @@ from moekit.checkpoint.save import save
 from moekit.cli.main import main
 from moekit.config.balance import BiasBalance
 from moekit.config.model import MLAConfig, ModelConfig
-from moekit.config.moe import MoEConfig, TopKRouting
+from moekit.config.moe import MoEConfig
+from moekit.config.routing import TopKRouting
 from moekit.data.tokenizer import train_tokenizer
 from moekit.model.transformer import Transformer
 

@@ -10,7 +10,8 @@ from cli_cases import Moekit, assert_refused, contents
 from safetensors.torch import load_file, save_file
 
 from moekit.cli.inspect import routing_words
-from moekit.config.moe import MoEConfig, TopKRouting
+from moekit.config.moe import MoEConfig
+from moekit.config.routing import TopKRouting
 
 
 def change(folder: Path, **tensors: torch.Tensor | None) -> None:

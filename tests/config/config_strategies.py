@@ -19,7 +19,8 @@ from moekit.config.model import (
     RopeConfig,
     YarnConfig,
 )
-from moekit.config.moe import MoEConfig, TopKRouting
+from moekit.config.moe import MoEConfig
+from moekit.config.routing import TopKRouting
 from moekit.config.run import DataConfig, OptimConfig, RunConfig, Source, TrainSection
 
 counts = st.integers(1, 300)
@@ -119,6 +120,8 @@ def moe_layers(draw: st.DrawFn) -> Recipe:
         shared_expert_width=st.just(0) | counts,
         top_k=st.integers(2, top_k_groups * size),
         shared_gate=st.booleans() if n_shared else st.just(False),
+        shared_average=st.booleans() if n_shared else st.just(False),
+        expert_dropout=shares.map(lambda share: 0.9 * share),
         routing=routing,
         balance=rules(n_groups * size),
     )

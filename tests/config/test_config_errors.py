@@ -7,7 +7,8 @@ import pytest
 from moekit.config.codec import overrides, update
 from moekit.config.errors import ConfigError
 from moekit.config.model import ModelConfig
-from moekit.config.moe import MoEConfig, TopKRouting
+from moekit.config.moe import MoEConfig
+from moekit.config.routing import TopKRouting
 from moekit.config.run import RunConfig
 
 # dotted key, text given, words of the message, words of the hint

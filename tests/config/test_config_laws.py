@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from moekit.config.balance import BiasBalance
 from moekit.config.errors import ConfigError
 from moekit.config.model import Llama3Config, ModelConfig, RopeConfig, YarnConfig
-from moekit.config.moe import MoEConfig, TopKRouting, split
+from moekit.config.moe import MoEConfig, split
+from moekit.config.routing import TopKRouting
 from moekit.config.run import RunConfig
 
 

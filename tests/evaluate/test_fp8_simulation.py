@@ -15,7 +15,7 @@ from moekit.checkpoint.save import save_model
 from moekit.cli.main import main
 from moekit.config.balance import BiasBalance
 from moekit.config.model import GQAConfig, ModelConfig
-from moekit.config.moe import TopKRouting
+from moekit.config.routing import TopKRouting
 from moekit.evaluate.text import evaluate_tokens
 from moekit.model.fp8 import round_activations, simulated_fp8, weight_roundings
 from moekit.model.transformer import Transformer

@@ -13,7 +13,8 @@ from moekit.config.balance import BiasBalance
 from moekit.config.errors import ConfigError
 from moekit.config.families import meaning
 from moekit.config.model import GQAConfig, MLAConfig, ModelConfig, RopeConfig, YarnConfig
-from moekit.config.moe import MoEConfig, TopKRouting
+from moekit.config.moe import MoEConfig
+from moekit.config.routing import TopKRouting
 from moekit.model.transformer import Transformer
 
 BASE = ModelConfig(

@@ -11,7 +11,7 @@ from moekit.checkpoint.load import load, stop_ids
 from moekit.checkpoint.save import save_model
 from moekit.config.balance import BiasBalance
 from moekit.config.model import ModelConfig
-from moekit.config.moe import TopKRouting
+from moekit.config.routing import TopKRouting
 from moekit.generation.generate import generate
 from moekit.model.transformer import Transformer
 

@@ -18,7 +18,8 @@ from moekit.config.model import (
     RopeConfig,
     YarnConfig,
 )
-from moekit.config.moe import MoEConfig, TopKRouting
+from moekit.config.moe import MoEConfig
+from moekit.config.routing import TopKRouting
 from moekit.model.transformer import Transformer
 
 V2 = TopKRouting(scale=4.0)

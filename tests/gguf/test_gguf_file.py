@@ -14,7 +14,7 @@ from torch import Tensor
 from moekit.checkpoint.gguf import write_gguf
 from moekit.config.errors import ConfigError, InputError
 from moekit.config.model import ModelConfig, RopeConfig, YarnConfig
-from moekit.config.moe import TopKRouting
+from moekit.config.routing import TopKRouting
 
 reader = pytest.importorskip("gguf.gguf_reader")
 

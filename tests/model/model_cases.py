@@ -7,7 +7,8 @@ from torch import Tensor
 
 from moekit.config.balance import BiasBalance
 from moekit.config.model import GQAConfig, MLAConfig, ModelConfig, RopeConfig, YarnConfig
-from moekit.config.moe import MoEConfig, TopKRouting
+from moekit.config.moe import MoEConfig
+from moekit.config.routing import TopKRouting
 from moekit.model.norm import RMSNorm
 from moekit.model.transformer import Transformer
 

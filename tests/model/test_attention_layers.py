@@ -27,7 +27,7 @@ def turns_of(rope: str, width: int) -> list[float]:
 @pytest.mark.parametrize("length", [1, 7])
 def test_attention_equals_the_plain_formula(attention: str, rope: str, length: int) -> None:
     config = small_config(attention, rope)
-    module = Block(config, dense=True).attention
+    module = Block(config, 0, dense=True).attention
     randomise(module, seed=length)
     x = torch.randn(2, length, 12, generator=torch.Generator().manual_seed(0))
     a = config.attention

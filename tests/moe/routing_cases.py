@@ -6,10 +6,13 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from moekit.config.moe import MoEConfig, TopKRouting
+from moekit.config.moe import MoEConfig
+from moekit.config.routing import TopKRouting
 from moekit.moe.experts import Experts
 from moekit.moe.layer import MoE
-from moekit.moe.routing import Routing, select
+from moekit.moe.routing import Routing
+from moekit.moe.selection import Selection, Tokens
+from moekit.moe.selection.top_k import select_top_k
 
 seeds = st.integers(0, 2**31 - 1)
 
@@ -82,11 +85,16 @@ def decide(shape: Shape, dtype: torch.dtype = torch.float32) -> Decided:
         experts = torch.full_like(experts, -1)
     scores = torch.rand(shape.n_tokens, shape.n_experts, generator=source).to(dtype)
     weights = torch.rand(places, generator=source).to(torch.float64 if dtype == torch.float64 else torch.float32)
-    kept = torch.rand(places, generator=source) < 0.6 if shape.drops else None
+    served = experts.masked_fill(torch.rand(places, generator=source) >= 0.6, -1) if shape.drops else None
     block = Experts(shape.n_experts, shape.width, shape.expert_width)
     randomise(block, shape.seed)
     x = torch.randn(shape.n_tokens, shape.width, generator=source).to(dtype)
-    return Decided(x, block.to(dtype), Routing(experts, weights, scores, scores.logit(), kept=kept))
+    return Decided(x, block.to(dtype), Routing(experts, weights, scores, scores.logit(), served=served))
+
+
+def select(rule: TopKRouting, top_k: int, logits: Tensor, bias: Tensor | None = None) -> Selection:
+    """What top-k routing makes of these logits."""
+    return select_top_k(rule, top_k, logits, Tokens(logits, bias))
 
 
 def routing_of(
@@ -98,5 +106,5 @@ def routing_of(
     **settings: Any,
 ) -> Routing:
     """The routing that these logits lead to, differentiable in them, in their own precision."""
-    experts, weights, scores = select(TopKRouting(**settings), top_k, logits, bias)
-    return Routing(experts, weights, scores, logits, n_sequences, mask=mask)
+    found = select(TopKRouting(**settings), top_k, logits, bias)
+    return Routing(found.experts, found.weights, found.scores, logits, n_sequences, mask=mask)

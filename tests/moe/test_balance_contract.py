@@ -1,4 +1,4 @@
-"""What every balancing rule promises. A rule listed in RULES is tested here before its author writes a test."""
+"""What every balancing rule promises. A rule of the configuration is tested here before its author writes a test."""
 
 import dataclasses
 from typing import Any, NamedTuple, get_args
@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from routing_cases import generator, routing_of, seeds
 from torch import Tensor
 
+from moekit.config.balance import BalanceRule as BalanceConfig
 from moekit.config.balance import Scope
 from moekit.config.moe import MoEConfig
-from moekit.moe.balance import RULES, selection_bias
+from moekit.moe.balance import build_rule, selection_bias
 from moekit.moe.balance.rule import BalanceRule, StepCount
 from moekit.moe.routing import Routing
 
@@ -27,7 +28,7 @@ class Case(NamedTuple):
 
     def rule(self) -> BalanceRule:
         rule = self.cls(**self.settings)
-        return RULES[self.cls](rule, MoEConfig(n_routed=N_EXPERTS, top_k=TOP_K, balance=(rule,)))
+        return build_rule(rule, MoEConfig(n_routed=N_EXPERTS, top_k=TOP_K, balance=(rule,)))
 
     def coefficient(self) -> float | None:
         return getattr(self.cls(**self.settings), "coefficient", None)
@@ -43,7 +44,7 @@ def variants(cls: type) -> list[Case]:
     return [Case(cls, settings | scope) for scope in scopes]
 
 
-CASES = [case for cls in RULES for case in variants(cls)]
+CASES = [case for cls in get_args(BalanceConfig) for case in variants(cls)]
 WITH_LOSS = [case for case in CASES if case.coefficient() is not None]
 every_rule = pytest.mark.parametrize("case", CASES, ids=Case.name)
 every_loss = pytest.mark.parametrize("case", WITH_LOSS, ids=Case.name)
@@ -199,7 +200,7 @@ def test_a_batch_without_tokens_adds_nothing(case: Case, n_sequences: int) -> No
 @every_rule
 def test_dropped_and_empty_places_are_ordinary(case: Case) -> None:
     rule, routing = case.rule(), routed(random_batch(0, 2, 5))
-    dropped = routing._replace(kept=torch.zeros_like(routing.experts, dtype=torch.bool))
+    dropped = routing._replace(served=torch.full_like(routing.experts, -1))
     empty = routing._replace(experts=torch.full_like(routing.experts, -1))
     loss = rule.loss(routing)
     if loss is not None:

@@ -9,13 +9,13 @@ from routing_cases import generator, random_layer, routing_of
 from moekit.config.balance import BiasBalance
 from moekit.config.moe import MoEConfig
 from moekit.moe.balance import build_balance, selection_bias
-from moekit.moe.balance.bias import BiasRule
+from moekit.moe.balance.bias import Rule
 from moekit.moe.stats import load, max_violation
 
 
-def bias_rule(n_routed: int, rate: float = 0.001) -> BiasRule:
+def bias_rule(n_routed: int, rate: float = 0.001) -> Rule:
     rule = BiasBalance(rate=rate)
-    return BiasRule(rule, MoEConfig(n_routed=n_routed, top_k=1, balance=(rule,)))
+    return Rule(rule, MoEConfig(n_routed=n_routed, top_k=1, balance=(rule,)))
 
 
 @given(st.lists(st.integers(0, 50), min_size=1, max_size=9), st.sampled_from([0.0, 0.001, 0.5]))

@@ -22,7 +22,7 @@ def fast(case: Decided, x: Tensor, weights: Tensor, gate_up: Tensor, down: Tenso
 
 def obvious(case: Decided, x: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
     routing = case.routing
-    experts = routing.experts if routing.kept is None else routing.experts.masked_fill(~routing.kept, -1)
+    experts = routing.experts if routing.served is None else routing.served
     return served(x, experts, weights, gate_up, down)
 
 
@@ -105,8 +105,7 @@ def test_a_token_with_no_expert_comes_out_as_zero() -> None:
 
 def test_a_dropped_place_counts_as_empty() -> None:
     case = decide(Shape(1, 6, 4, 3, 5, 4, "any", True))
-    kept = case.routing.kept
-    empty = case.routing._replace(experts=case.routing.experts.masked_fill(~kept, -1), kept=None)
+    empty = case.routing._replace(experts=case.routing.served, served=None)
     one, other = (case.experts(case.x, r.weights, dispatch(r)) for r in (case.routing, empty))
     assert torch.equal(one, other)
 

@@ -4,11 +4,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from routing_cases import generator, routing_of, seeds
+from routing_cases import generator, routing_of, seeds, select
 from torch import Tensor
 
-from moekit.config.moe import TopKRouting
-from moekit.moe.routing import Selection, select
+from moekit.config.routing import TopKRouting
+from moekit.moe.selection import Selection
 from oracle.compare import relative_error
 from oracle.gates import deepseek_moe_gates, deepseek_v2_gates, deepseek_v3_gates, mixtral_gates
 

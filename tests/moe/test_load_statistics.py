@@ -35,7 +35,7 @@ def test_padding_is_in_no_count(shape: Shape, n_padding: int) -> None:
     padding = decide(shape._replace(seed=shape.seed ^ 1, n_tokens=n_padding, drops=False, pattern="any")).routing
     joined = {name: torch.cat([getattr(routing, name), getattr(padding, name)]) for name in routing._fields[:4]}
     mask = torch.arange(shape.n_tokens + n_padding) < shape.n_tokens
-    padded = routing._replace(**joined, kept=None, mask=mask)
+    padded = routing._replace(**joined, served=None, mask=mask)
     assert torch.equal(load(padded), load(routing))
     torch.testing.assert_close(gate_mass(padded), gate_mass(routing))
 

@@ -10,7 +10,8 @@ from routing_cases import generator, random_layer, seeds
 from torch import Tensor
 
 from moekit.config.balance import BiasBalance
-from moekit.config.moe import MoEConfig, TopKRouting
+from moekit.config.moe import MoEConfig
+from moekit.config.routing import TopKRouting
 from moekit.moe.layer import MoE
 from oracle.compare import relative_error
 from oracle.gates import deepseek_moe_gates, deepseek_v2_gates, deepseek_v3_gates, mixtral_gates

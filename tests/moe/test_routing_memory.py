@@ -7,7 +7,8 @@ SCRIPT = """
 import resource
 import torch
 from moekit.config.balance import BiasBalance, CommunicationLoss, SequenceLoss
-from moekit.config.moe import MoEConfig, TopKRouting
+from moekit.config.moe import MoEConfig
+from moekit.config.routing import TopKRouting
 from moekit.moe.balance import active_rules
 from moekit.moe.layer import MoE
 

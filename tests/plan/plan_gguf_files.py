@@ -8,7 +8,8 @@ from typing import Any
 from moekit.checkpoint.gguf import DType, write_gguf
 from moekit.config.balance import BiasBalance
 from moekit.config.model import GQAConfig, Llama3Config, MLAConfig, ModelConfig, RopeConfig
-from moekit.config.moe import MoEConfig, TopKRouting
+from moekit.config.moe import MoEConfig
+from moekit.config.routing import TopKRouting
 from moekit.model.transformer import Transformer
 
 HALF = RopeConfig(layout="half")

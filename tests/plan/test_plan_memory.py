@@ -16,7 +16,7 @@ from moekit.plan.from_config import blueprint_of
 from moekit.plan.memory import Layout, Training, cache_bytes, kv_cache, memory
 from moekit.plan.precision import FORMATS, parse_precision
 from moekit.plan.training import is_muon, training_bytes
-from moekit.train.objective import objective
+from moekit.train.objective import Rows, objective
 from moekit.train.optimizer import muon_groups
 
 BF16 = FORMATS["bfloat16"]
@@ -107,7 +107,7 @@ def test_activations_are_the_tensors_that_autograd_saves(config: ModelConfig, dt
         return x
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
-        result = objective(model, torch.randint(0, 1000, (4, length + 2)), 0.3, 1.0, {})
+        result = objective(model, Rows(torch.randint(0, 1000, (4, length + 2))), 0.3, 1.0, {})
     for routing in result.routings:
         _keep_routing(routing, keep)
     measured = sum(x.untyped_storage().nbytes() for x in kept.values())

@@ -8,7 +8,7 @@ from training_cases import small_model
 from moekit.config.balance import CommunicationLoss, DeviceLoss, ExpertLoss, RouterZLoss, SequenceLoss
 from moekit.config.run import RunConfig
 from moekit.model.transformer import Transformer
-from moekit.train.objective import objective
+from moekit.train.objective import Rows, objective
 from moekit.train.step import Stepper
 
 RULES = (
@@ -46,7 +46,7 @@ def test_one_micro_batch_of_8_and_4_of_2_give_the_same_gradient(small_run: RunCo
 def test_the_objective_is_the_mean_of_the_next_token_and_the_weighted_one_after_it(small_run: RunConfig) -> None:
     model = Transformer(small_model(moe=replace(small_run.model.moe, balance=())), torch.Generator().manual_seed(0))
     ids = torch.randint(0, 300, (2, 18), generator=torch.Generator().manual_seed(3))
-    found = objective(model, ids, 0.3, 1.0, {})
+    found = objective(model, Rows(ids), 0.3, 1.0, {})
     logits = model(ids[:, :16]).logits
     states = model.hidden(ids[:, :16]).states
     second = model.head(model.hidden_after_next(states, ids[:, 1:17]).states)
@@ -69,7 +69,7 @@ def test_balance_losses_sum_over_layers_and_are_reported_as_their_mean(small_run
     config = small_model(moe=replace(small_run.model.moe, balance=(rule,)), mtp_depth=0)
     model = Transformer(config, torch.Generator().manual_seed(0))
     ids = torch.randint(0, 300, (2, 18), generator=torch.Generator().manual_seed(3))
-    found = objective(model, ids, 0.3, 1.0, {})
+    found = objective(model, Rows(ids), 0.3, 1.0, {})
     layers = [r.logits.logsumexp(-1).square().mean() for r in found.routings]
     torch.testing.assert_close(found.loss - found.terms["next_token"], torch.stack(layers).sum())
     torch.testing.assert_close(found.terms["z_loss"], torch.stack(layers).mean().detach())

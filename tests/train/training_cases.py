@@ -3,7 +3,8 @@ from typing import Any
 
 from moekit.config.balance import BiasBalance, ExpertLoss, SequenceLoss
 from moekit.config.model import MLAConfig, ModelConfig
-from moekit.config.moe import MoEConfig, TopKRouting
+from moekit.config.moe import MoEConfig
+from moekit.config.routing import TopKRouting
 
 
 def small_model(**changes: Any) -> ModelConfig:

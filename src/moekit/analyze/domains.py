@@ -38,21 +38,22 @@ def trace(
     seed: int = 0,
 ) -> DomainTrace:
     """Route up to `max_tokens` token ids of each domain, in whole sequences drawn without overlap."""
-    layers, shape = model.config.moe_layers, model.config.moe
+    layers, n_experts = model.config.moe_layers, model.config.moe.n_choices
     rng = np.random.default_rng(seed)
     chosen, labels = [], []
-    mass = np.zeros((len(domains), len(layers), shape.n_routed))
+    mass = np.zeros((len(domains), len(layers), n_experts))
     for index, (name, ids) in enumerate(domains.items()):
         if len(ids) == 0:
             raise InputError(f"domain `{name}` has no tokens to trace", "give it a longer text")
         sequences = draw_sequences(ids, sequence_length, max_tokens, rng)
         labels.append(np.full(sequences.size, index))
-        for experts, weights in _route(model, sequences, batch):
+        for experts, weights in _route(model, sequences, batch, index):
             chosen.append(experts)
             mass[index] += weights
-    assigned = np.concatenate([np.zeros((len(layers), 0, shape.top_k), dtype=np.int32), *chosen], axis=1)
+    most = max((experts.shape[-1] for experts in chosen), default=1)
+    assigned = np.concatenate([np.zeros((len(layers), 0, most), np.int32), *(_filled(e, most) for e in chosen)], axis=1)
     label = np.concatenate([np.zeros(0, dtype=np.int64), *labels])
-    counts = count_assignments(assigned, label, len(domains), shape.n_routed)
+    counts = count_assignments(assigned, label, len(domains), n_experts)
     tokens = np.bincount(label, minlength=len(domains))
     return DomainTrace(tuple(domains), layers, label, assigned, tokens, counts, mass)
 
@@ -77,16 +78,25 @@ def count_assignments(
     return table[:, :, 1:].swapaxes(0, 1)
 
 
-def _route(model: Transformer, sequences: np.ndarray, batch: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _route(
+    model: Transformer, sequences: np.ndarray, batch: int, domain: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """For each batch, the experts of its tokens [L T K] and the weight with which each expert was used [L E]."""
-    device, shape = model.embedding.weight.device, model.config.moe
+    device, n_experts = model.embedding.weight.device, model.config.moe.n_choices
     for start in range(0, len(sequences), batch):
         ids = torch.from_numpy(sequences[start : start + batch].astype(np.int64)).to(device)
         with torch.inference_mode():
-            routings = model.hidden(ids).routings
+            routings = model.hidden(ids, tasks=torch.full((len(ids),), domain, device=device)).routings
         experts = [routing.experts.cpu().numpy().astype(np.int32) for routing in routings]
+        most = max((places.shape[-1] for places in experts), default=1)
         weights = [gate_mass(routing).cpu().numpy() for routing in routings]
         yield (
-            np.array(experts, dtype=np.int32).reshape(len(routings), ids.numel(), shape.top_k),
-            np.array(weights).reshape(len(routings), shape.n_routed),
+            np.array([_filled(places, most) for places in experts], np.int32).reshape(len(routings), ids.numel(), most),
+            np.array(weights).reshape(len(routings), n_experts),
         )
+
+
+def _filled(experts: np.ndarray, most: int) -> np.ndarray:
+    """The experts in `most` places; -1 in those that are added."""
+    width = [(0, 0)] * (experts.ndim - 1) + [(0, most - experts.shape[-1])]
+    return np.pad(experts, width, constant_values=-1)

@@ -12,6 +12,7 @@ from moekit.config.codec import to_dict
 from moekit.config.errors import InputError
 from moekit.config.model import Attention, MLAConfig, ModelConfig
 from moekit.config.moe import MoEConfig
+from moekit.config.routing import TopKRouting
 
 if TYPE_CHECKING:
     from moekit.checkpoint.folder import Problem
@@ -84,17 +85,14 @@ def routing(config: ModelConfig) -> dict[str, Any] | None:
     """How a token comes to its experts; None for a model without any."""
     if not config.moe_layers:
         return None
-    moe = config.moe
+    moe, rule = config.moe, to_dict(config.moe.routing)
+    rule.pop("epsilon", None)
+    if rule.get("n_groups") == 1:
+        rule["group_score"] = None
     return {
-        "score": moe.routing.score,
-        "order": moe.routing.order,
+        **rule,
         "n_routed": moe.n_routed,
         "top_k": moe.top_k,
-        "renormalise": moe.routing.renormalise,
-        "scale": moe.routing.scale,
-        "n_groups": moe.routing.n_groups,
-        "top_k_groups": moe.routing.top_k_groups,
-        "group_score": moe.routing.group_score if moe.routing.n_groups > 1 else None,
         "selection_bias": any(rule.kind == "bias" for rule in moe.balance),
         "expert_width": moe.expert_width,
         "n_shared": moe.n_shared,
@@ -169,19 +167,27 @@ def attention_words(attention: Attention) -> str:
 def routing_words(moe: MoEConfig) -> str:
     """The routing contract in one line."""
     rule = moe.routing
+    if not isinstance(rule, TopKRouting):
+        settings = ", ".join(f"{key} {value}" for key, value in to_dict(rule).items() if key != "kind")
+        words = [f"{rule.kind}, {moe.top_k} of {moe.n_routed} experts of width {moe.expert_width}", settings]
+        return "; ".join([*filter(None, words), *shared_words(moe)])
     words = [f"the best {moe.top_k} of {moe.n_routed} experts of width {moe.expert_width}"]
     if rule.n_groups > 1:
-        worth = {"max": "best expert", "top2_sum": "two best experts"}[rule.group_score]
+        summed = rule.summed(moe.top_k)
+        worth = {1: "best expert", 2: "two best experts"}.get(summed, f"{summed} best experts")
         words.append(f"from the best {rule.top_k_groups} of {rule.n_groups} groups (a group counts by its {worth})")
     late = rule.order == "top_k_then_score"
     biased = ", with a selection bias" if any(each.kind == "bias" for each in moe.balance) else ""
     words.append(f"{'chosen by logit, then ' if late else 'chosen by '}{rule.score}{biased}")
     scaled = "" if rule.scale == 1 else f", times {rule.scale:g}"
     words.append(f"weights {'that sum to 1' if rule.renormalise else 'as scored'}{scaled}")
-    if moe.n_shared:
-        gated = ", gated" if moe.shared_gate else ""
-        words.append(f"{moe.n_shared} shared (width {moe.shared_width}{gated})")
-    return "; ".join(words)
+    return "; ".join([*words, *shared_words(moe)])
+
+
+def shared_words(moe: MoEConfig) -> list[str]:
+    """The shared experts, where there are any."""
+    gated = ", gated" if moe.shared_gate else ""
+    return [f"{moe.n_shared} shared (width {moe.shared_width}{gated})"] if moe.n_shared else []
 
 
 def problem_lines(problems: Iterable["Problem"]) -> Iterable[str]:

@@ -1,7 +1,7 @@
 """The balancing rules a layer can carry; `moe/balance/` holds the maths of each."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from moekit.config.errors import check, check_not_negative, check_positive
 
@@ -16,9 +16,13 @@ class BiasBalance:
     kind: Literal["bias"] = "bias"
     rate: float = 0.001
     """how far the bias of an expert moves at each step; 0 keeps it"""
+    layer_rates: tuple[float, ...] = ()
+    """the rate of each mixture-of-experts layer, in order, that of the prediction module last; empty: `rate` in all"""
+    steers: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_not_negative(self, "rate")
+        check(all(rate >= 0 for rate in self.layer_rates), "layer_rates", "must not be negative")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -202,7 +202,8 @@ def _construct(cls: Any, data: Mapping[str, Any]) -> Any:
 
 def _decoded(cls: Any, data: Mapping[str, Any], base: Any) -> dict[str, Any]:
     """The fields of `cls` that `data` names, each merged into that of `base` where there is one."""
-    fields = get_type_hints(cls)
+    hints = get_type_hints(cls)
+    fields = {field.name: hints[field.name] for field in dataclasses.fields(cls)}
     values = {}
     for key, value in data.items():
         name = key.replace("-", "_")

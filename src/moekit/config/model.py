@@ -3,8 +3,10 @@
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from moekit.config.balance import BalanceRule, BiasBalance
 from moekit.config.errors import ConfigError, check, check_not_negative, check_positive
 from moekit.config.moe import MoEConfig
+from moekit.config.routing import HashRouting
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -190,6 +192,11 @@ class ModelConfig:
         check(ordered, "dense_layers", "must be in rising order, each layer once")
         inside = all(0 <= layer < self.n_layers for layer in self.dense_layers)
         check(inside, "dense_layers", f"{list(self.dense_layers)} reaches outside the {self.n_layers} layers")
+        for rule in self.moe.balance:
+            rates = len(getattr(rule, "layer_rates", ()))
+            wanted = len(self.moe_layers) + (self.mtp_depth if self.moe_layers else 0)
+            message = f"{rates} rates for {wanted} mixture-of-experts layers"
+            check(rates in (0, wanted), f"moe.balance.{rule.kind}.layer_rates", message)
         if self.moe.width not in (0, self.width):
             raise ConfigError("moe.width", f"{self.moe.width} differs from the model's width = {self.width}")
 
@@ -201,5 +208,19 @@ class ModelConfig:
 
     @property
     def moe_block(self) -> MoEConfig:
-        """The mixture-of-experts layer with its width filled in."""
-        return replace(self.moe, width=self.width)
+        """The mixture-of-experts layer with the model's width and vocabulary filled in."""
+        routing = self.moe.routing
+        if isinstance(routing, HashRouting) and routing.vocab_size == 0:
+            routing = replace(routing, vocab_size=self.vocab_size)
+        return replace(self.moe, width=self.width, routing=routing)
+
+    def moe_block_at(self, layer: int) -> MoEConfig:
+        """That of the layer `layer`; the prediction module is the layer after the last."""
+        moe, place = self.moe_block, sum(each < layer for each in self.moe_layers)
+        return replace(moe, balance=tuple(_at(rule, place) for rule in moe.balance))
+
+
+def _at(rule: BalanceRule, place: int) -> BalanceRule:
+    """The rule as it is in the layer that comes at `place` among those with experts."""
+    rates = rule.layer_rates if isinstance(rule, BiasBalance) else ()
+    return replace(rule, rate=rates[place], layer_rates=()) if rates else rule

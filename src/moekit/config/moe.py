@@ -1,42 +1,11 @@
 """The mixture-of-experts layer: how many experts, how a token chooses among them, what keeps them balanced."""
 
 from dataclasses import dataclass, replace
-from typing import Literal
 
-from moekit.config.balance import BalanceRule, CommunicationLoss, DeviceLoss
+from moekit.config.balance import BalanceRule
+from moekit.config.capacity import Capacity, DeviceCapacity
 from moekit.config.errors import ConfigError, check, check_not_negative, check_positive
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TopKRouting:
-    """Each token takes its `top_k` best experts. The defaults are DeepSeekMoE's (arXiv 2401.06066, eqs 9-11)."""
-
-    kind: Literal["top_k"] = "top_k"
-    score: Literal["softmax", "sigmoid"] = "softmax"
-    """how a logit becomes a score"""
-    order: Literal["score_then_top_k", "top_k_then_score"] = "score_then_top_k"
-    """score all experts and choose, or choose and score the chosen (Mixtral)"""
-    renormalise: bool = False
-    """divide the chosen weights by their sum"""
-    epsilon: float = 0.0
-    """added to that sum; DeepSeek adds 1e-20"""
-    scale: float = 1.0
-    """factor of the weights (routed_scaling_factor)"""
-    n_groups: int = 1
-    """groups of experts, each on one node or device"""
-    top_k_groups: int = 1
-    """groups a token may choose from"""
-    group_score: Literal["max", "top2_sum"] = "max"
-    """a group's worth: its best expert (V2) or the sum of its two best (V3)"""
-
-    def __post_init__(self) -> None:
-        check_not_negative(self, "epsilon")
-        check_positive(self, "scale", "n_groups", "top_k_groups")
-        fits = self.top_k_groups <= self.n_groups
-        check(fits, "top_k_groups", f"{self.top_k_groups} exceeds n_groups = {self.n_groups}")
-
-
-Routing = TopKRouting
+from moekit.config.routing import NoisyTopKRouting, Routing, TopKRouting
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,10 +26,16 @@ class MoEConfig:
     """routed experts per token"""
     shared_gate: bool = False
     """scale the shared block by a sigmoid gate (Qwen2-MoE)"""
-    routing: Routing = TopKRouting()
+    shared_average: bool = False
+    """(shared block + top_k x routed sum) / (top_k + 1) in place of their sum (OLMo-core)"""
+    expert_dropout: float = 0.0
+    """in training, share of an expert's inner numbers set to zero (arXiv 2101.03961, section 2.4)"""
+    routing: Routing = TopKRouting()  # noqa: RUF009 - frozen
     """how a token chooses"""
     balance: tuple[BalanceRule, ...] = ()
     """what keeps the load even, each rule at most once"""
+    capacity: Capacity | None = None
+    """how many tokens an expert serves at most; none: all that come"""
 
     def __post_init__(self) -> None:
         check_not_negative(self, "width", "n_shared", "shared_expert_width")
@@ -72,33 +47,52 @@ class MoEConfig:
             f"choose a top_k of at most {self.n_routed}",
         )
         check(self.n_shared > 0 or not self.shared_gate, "shared_gate", "there is no shared expert to gate")
-        self._check_groups()
+        check(self.n_shared > 0 or not self.shared_average, "shared_average", "there is no shared expert")
+        check(0 <= self.expert_dropout < 1, "expert_dropout", f"{self.expert_dropout} must lie between 0 and 1")
+        self.routing.check(self.n_routed, self.top_k)
+        self._check_balance()
+        if isinstance(self.capacity, DeviceCapacity):
+            self._check_devices("capacity.n_devices", self.capacity.n_devices)
+
+    def _check_balance(self) -> None:
         kinds = [rule.kind for rule in self.balance]
         twice = sorted({kind for kind in kinds if kinds.count(kind) > 1})
         check(not twice, "balance", f"{', '.join(twice)} is given twice")
         # Rules do not depend on their order; equal sets of rules should make equal configurations.
         object.__setattr__(self, "balance", tuple(sorted(self.balance, key=lambda rule: rule.kind)))
         for rule in self.balance:
-            if isinstance(rule, DeviceLoss | CommunicationLoss) and self.n_routed % rule.n_devices:
-                message = f"{self.n_routed} experts do not divide among {rule.n_devices} devices"
-                raise ConfigError(f"balance.{rule.kind}.n_devices", message)
+            if (n_devices := getattr(rule, "n_devices", None)) is not None:
+                self._check_devices(f"balance.{rule.kind}.n_devices", n_devices)
+            kind = self.routing.kind
+            check(self.routing.learns, f"balance.{rule.kind}", f"{kind} routing has no router to balance")
+            steers = self.routing.steerable or not getattr(rule, "steers", False)
+            check(steers, f"balance.{rule.kind}", f"a bias cannot steer {kind} routing, which balances by itself")
 
-    def _check_groups(self) -> None:
-        routing = self.routing
-        size, rest = divmod(self.n_routed, routing.n_groups)
-        if rest:
-            message = f"{routing.n_groups} groups do not divide n_routed = {self.n_routed}"
-            raise ConfigError("routing.n_groups", message, f"choose a divisor of {self.n_routed}")
-        if routing.top_k_groups * size < self.top_k:
-            message = f"{routing.top_k_groups} groups of {size} hold fewer experts than top_k = {self.top_k}"
-            raise ConfigError("routing.top_k_groups", message)
-        if routing.n_groups > 1 and routing.group_score == "top2_sum" and size < 2:
-            raise ConfigError("routing.group_score", "top2_sum needs at least 2 experts in each group")
+    def _check_devices(self, key: str, n_devices: int) -> None:
+        if self.n_routed % n_devices:
+            raise ConfigError(key, f"{self.n_routed} experts do not divide among {n_devices} devices")
 
     @property
     def shared_width(self) -> int:
         """Inner width of the fused shared block."""
         return self.n_shared * (self.shared_expert_width or self.expert_width)
+
+    @property
+    def top_k_routing(self) -> TopKRouting:
+        """The routing of models that other programs know. Raises ConfigError where it is another."""
+        if not isinstance(self.routing, TopKRouting):
+            raise ConfigError("moe.routing.kind", f"{self.routing.kind} routing is known to moekit alone")
+        return self.routing
+
+    @property
+    def pools(self) -> tuple[tuple[int, int], ...]:
+        """The pools of choices, in order: (how many there are, how many a token takes)."""
+        return self.routing.pools(self.n_routed, self.top_k)
+
+    @property
+    def n_choices(self) -> int:
+        """What the router scores: the experts, or the gate, up and down matrices of `projection` routing."""
+        return sum(size for size, _ in self.pools)
 
 
 def check_router_learns(config: MoEConfig) -> None:
@@ -110,9 +104,11 @@ def check_router_learns(config: MoEConfig) -> None:
     if config.top_k > 1 or config.n_routed == 1:
         return
     message = "with top_k = 1 the weight is always 1 and the router gets no gradient from the output"
-    check(not routing.renormalise, "routing.renormalise", message, "set it to false, or raise top_k")
-    certain = routing.order == "top_k_then_score" and routing.score == "softmax"
-    check(not certain, "routing.order", message, "choose score_then_top_k, or raise top_k")
+    renormalised = getattr(routing, "renormalise", False)
+    check(not renormalised, "routing.renormalise", message, "set it to false, or raise top_k")
+    late = isinstance(routing, TopKRouting) and routing.order == "top_k_then_score" and routing.score == "softmax"
+    check(not late, "routing.order", message, "choose score_then_top_k, or raise top_k")
+    check(not isinstance(routing, NoisyTopKRouting), "top_k", message, "raise it to 2")
 
 
 def split(config: MoEConfig, m: int) -> MoEConfig:

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from moekit.config.errors import InputError
+from moekit.config.model import ModelConfig
 from moekit.evaluate.mode import evaluation_mode
 from moekit.generation.sampling import SamplingConfig, next_token
 from moekit.model.transformer import Transformer
@@ -104,6 +105,7 @@ def check_prompt(model: Transformer, ids: Int[Tensor, "B S"], mask: Bool[Tensor,
     """Raise an InputError unless the model can read the prompts."""
     if ids.numel() == 0:
         raise InputError("the prompt is empty", "give at least one token")
+    check_causal(model.config)
     size = model.config.vocab_size
     lowest, highest = int(ids.min()), int(ids.max())
     if lowest < 0 or highest >= size:
@@ -113,6 +115,14 @@ def check_prompt(model: Transformer, ids: Int[Tensor, "B S"], mask: Bool[Tensor,
         return
     if not bool(mask[:, -1].all()) or bool((mask[:, :-1] & ~mask[:, 1:]).any()):
         raise InputError("`mask`: padding must stand on the left of a prompt, and a prompt needs at least one token")
+
+
+def check_causal(config: ModelConfig) -> None:
+    """Raise an InputError where a token's experts depend on later tokens: these are not there yet."""
+    routing = config.moe.routing
+    if config.moe_layers and not routing.causal:
+        hint = "train it with model.moe.routing.decode = threshold" if hasattr(routing, "decode") else ""
+        raise InputError(f"{routing.kind} routing looks at later tokens, so that this model cannot generate", hint)
 
 
 def _now(device: torch.device) -> float:

@@ -7,20 +7,25 @@ import torch.nn.functional as F
 
 from moekit.model.cache import Cache
 from moekit.model.rope import Rotation
-from moekit.tensors import Bool, Float, Tensor
+from moekit.tensors import Bool, Float, Int, Tensor
 
 SHORT = 512
 """Sequences up to this length train faster with whole score matrices, on a CPU in bfloat16."""
 
 
 class Context(NamedTuple):
-    """What all layers of one forward pass share: the rotation of the new tokens, and what they may see.
+    """What all layers of one forward pass share: the rotation of the new tokens, what they may see, what they are.
 
-    `visible` is None where the new tokens are the whole sequence and see all before them.
+    `visible` is None where the new tokens are the whole sequence and see all before them. `mask` is False at padding,
+    `ids` and `tasks` are what routing may go by, chance in it comes from `generator`.
     """
 
     rotation: Rotation
     visible: Bool[Tensor, "B_or_1 1 S past_and_S"] | None
+    mask: Bool[Tensor, "B S"] | None = None
+    ids: Int[Tensor, "B S"] | None = None
+    tasks: Int[Tensor, " B"] | None = None
+    generator: torch.Generator | None = None
 
 
 def attend(

@@ -12,7 +12,7 @@ from moekit.model.mla import LatentAttention
 from moekit.model.norm import RMSNorm
 from moekit.moe.layer import MoE, SwiGLU
 from moekit.moe.routing import Routing
-from moekit.tensors import Bool, Float, Tensor
+from moekit.tensors import Float, Tensor
 
 
 class BlockOutput(NamedTuple):
@@ -25,7 +25,7 @@ class BlockOutput(NamedTuple):
 class Block(nn.Module):
     """x + attention(norm(x)), then x + feed_forward(norm(x))."""
 
-    def __init__(self, config: ModelConfig, dense: bool) -> None:
+    def __init__(self, config: ModelConfig, layer: int, dense: bool) -> None:
         super().__init__()
         attention = config.attention
         self.attention_norm = RMSNorm(config.width, config.norm_epsilon)
@@ -34,18 +34,17 @@ class Block(nn.Module):
         else:
             self.attention = GroupedQueryAttention(config, attention)
         self.feed_forward_norm = RMSNorm(config.width, config.norm_epsilon)
-        self.feed_forward = SwiGLU(config.width, config.dense_width) if dense else MoE(config.moe_block)
+        self.feed_forward = SwiGLU(config.width, config.dense_width) if dense else MoE(config.moe_block_at(layer))
 
     def forward(
         self,
         x: Float[Tensor, "B S D"],
         context: Context,
         cache: LayerCache | None = None,
-        mask: Bool[Tensor, "B S"] | None = None,
     ) -> BlockOutput:
         x = x + self.attention(self.attention_norm(x), context, cache)
         normed = self.feed_forward_norm(x)
         if isinstance(self.feed_forward, MoE):
-            y, routing = self.feed_forward(normed, mask)
+            y, routing = self.feed_forward(normed, context.mask, context.ids, context.tasks, context.generator)
             return BlockOutput(x + y, routing)
         return BlockOutput(x + self.feed_forward(normed), None)

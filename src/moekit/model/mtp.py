@@ -7,7 +7,7 @@ from moekit.config.model import ModelConfig
 from moekit.model.attention import Context
 from moekit.model.block import Block, BlockOutput
 from moekit.model.norm import RMSNorm
-from moekit.tensors import Bool, Float, Tensor
+from moekit.tensors import Float, Tensor
 
 
 class MultiTokenPrediction(nn.Module):
@@ -22,7 +22,7 @@ class MultiTokenPrediction(nn.Module):
         self.embedding_norm = RMSNorm(config.width, config.norm_epsilon)
         self.hidden_norm = RMSNorm(config.width, config.norm_epsilon)
         self.projection = nn.Linear(2 * config.width, config.width, bias=False)
-        self.block = Block(config, dense=not config.moe_layers)
+        self.block = Block(config, config.n_layers, dense=not config.moe_layers)
         self.norm = RMSNorm(config.width, config.norm_epsilon)
 
     def forward(
@@ -30,9 +30,8 @@ class MultiTokenPrediction(nn.Module):
         hidden: Float[Tensor, "B S D"],
         embedding: Float[Tensor, "B S D"],
         context: Context,
-        mask: Bool[Tensor, "B S"] | None = None,
     ) -> BlockOutput:
         """`hidden[i]` is h_i, `embedding[i]` that of token i + 1; the result, normed, predicts token i + 2."""
         joined = torch.cat([self.embedding_norm(embedding), self.hidden_norm(hidden)], dim=-1)
-        x, routing = self.block(self.projection(joined), context, None, mask)
+        x, routing = self.block(self.projection(joined), context)
         return BlockOutput(self.norm(x), routing)

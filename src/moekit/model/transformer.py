@@ -53,7 +53,7 @@ class Transformer(nn.Module):
         self.config = config
         self.model_type: str | None = None
         self.embedding = nn.Embedding(config.vocab_size, config.width)
-        self.layers = nn.ModuleList(Block(config, layer in config.dense_layers) for layer in range(config.n_layers))
+        self.layers = nn.ModuleList(Block(config, n, n in config.dense_layers) for n in range(config.n_layers))
         self.norm = RMSNorm(config.width, config.norm_epsilon)
         self.head = nn.Linear(config.width, config.vocab_size, bias=False)
         if config.tie_embeddings:
@@ -62,36 +62,52 @@ class Transformer(nn.Module):
         initialise(self, config.init_std, generator)
 
     def forward(
-        self, ids: Int[Tensor, "B S"], cache: Cache | None = None, mask: Bool[Tensor, "B S"] | None = None
+        self,
+        ids: Int[Tensor, "B S"],
+        cache: Cache | None = None,
+        mask: Bool[Tensor, "B S"] | None = None,
+        tasks: Int[Tensor, " B"] | None = None,
+        generator: torch.Generator | None = None,
     ) -> Output:
         """Logits of the token after each of `ids`. `mask` is False at padding, which must stand on the left.
 
-        With a cache, `ids` follow what it remembers and are added to it.
+        With a cache, `ids` follow what it remembers and are added to it. Task routing needs the task of each sequence.
+        In training, chance in the routing comes from `generator` (None: torch's default).
         """
-        states, routings = self.hidden(ids, cache, mask)
+        states, routings = self.hidden(ids, cache, mask, tasks, generator)
         return Output(self.head(states), routings)
 
     def hidden(
-        self, ids: Int[Tensor, "B S"], cache: Cache | None = None, mask: Bool[Tensor, "B S"] | None = None
+        self,
+        ids: Int[Tensor, "B S"],
+        cache: Cache | None = None,
+        mask: Bool[Tensor, "B S"] | None = None,
+        tasks: Int[Tensor, " B"] | None = None,
+        generator: torch.Generator | None = None,
     ) -> Hidden:
         """As `forward`, without the head."""
-        context = self._context(ids, cache, mask)
+        context = self._context(ids, cache, mask)._replace(tasks=tasks, generator=generator)
         x = self.embedding(ids)
         routings = []
         for index, layer in enumerate(self.layers):
-            x, routing = layer(x, context, None if cache is None else cache.layers[index], mask)
+            x, routing = layer(x, context, None if cache is None else cache.layers[index])
             if routing is not None:
                 routings.append(routing)
         return Hidden(self.norm(x), tuple(routings))
 
     def hidden_after_next(
-        self, states: Float[Tensor, "B S D"], next_ids: Int[Tensor, "B S"], mask: Bool[Tensor, "B S"] | None = None
+        self,
+        states: Float[Tensor, "B S D"],
+        next_ids: Int[Tensor, "B S"],
+        mask: Bool[Tensor, "B S"] | None = None,
+        tasks: Int[Tensor, " B"] | None = None,
+        generator: torch.Generator | None = None,
     ) -> Hidden:
         """Multi-token prediction: states h_i and tokens i + 1 give states whose head predicts tokens i + 2."""
         if self.mtp is None:
             raise ValueError("this model has no multi-token prediction module")
-        context = self._context(next_ids, None, mask)
-        x, routing = self.mtp(states, self.embedding(next_ids), context, mask)
+        context = self._context(next_ids, None, mask)._replace(tasks=tasks, generator=generator)
+        x, routing = self.mtp(states, self.embedding(next_ids), context)
         return Hidden(x, () if routing is None else (routing,))
 
     def new_cache(self, capacity: int) -> Cache:
@@ -110,7 +126,8 @@ class Transformer(nn.Module):
         with torch.device("meta"):
             shapes = Transformer(self.config)
         stored = sum(p.numel() for p in shapes.parameters())
-        idle = layers * (moe.n_routed - moe.top_k) * 3 * moe.expert_width * self.config.width
+        unused = sum(size - chosen for size, chosen in moe.pools) * 3 // len(moe.pools)
+        idle = layers * unused * moe.expert_width * self.config.width
         prediction = 0 if shapes.mtp is None else sum(p.numel() for p in shapes.mtp.parameters())
         return Size(stored, stored - prediction - idle)
 
@@ -125,5 +142,8 @@ class Transformer(nn.Module):
         attention = self.config.attention
         width = attention.qk_rope_head_dim if isinstance(attention, MLAConfig) else attention.head_dim
         return Context(
-            rotation(self.config.rope, width, positions), None if visible is None else visible.to(ids.device)
+            rotation(self.config.rope, width, positions),
+            None if visible is None else visible.to(ids.device),
+            mask,
+            ids,
         )

@@ -30,8 +30,7 @@ class Dispatch(NamedTuple):
 def dispatch(routing: Routing, multiple: int | None = None) -> Dispatch:
     """Sort the served places of `routing` by expert, each expert's padded to `multiple` rows (default: `panel`)."""
     n_experts, (n_tokens, top_k) = routing.n_experts, routing.experts.shape
-    expert = routing.experts if routing.kept is None else routing.experts.masked_fill(~routing.kept, -1)
-    flat = expert.flatten()
+    flat = (routing.experts if routing.served is None else routing.served).flatten()
     # Empty places (-1) sort to the end, as if for an expert number E.
     order = flat.remainder(n_experts + 1).argsort(stable=True)
     counts = torch.bincount(flat + 1, minlength=n_experts + 1)[1:]

@@ -20,8 +20,9 @@ class Experts(nn.Module):
     taken to be the identity's.
     """
 
-    def __init__(self, n_experts: int, width: int, expert_width: int) -> None:
+    def __init__(self, n_experts: int, width: int, expert_width: int, dropout: float = 0.0) -> None:
         super().__init__()
+        self.dropout = dropout
         self.stored: Callable[[int], tuple[Tensor, Tensor]] | None = None
         self.gate_up = nn.Parameter(torch.empty(n_experts, 2 * expert_width, width))
         self.down = nn.Parameter(torch.empty(n_experts, width, expert_width))

@@ -7,11 +7,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from moekit.config.moe import MoEConfig
-from moekit.moe.balance import build_balance, selection_bias
-from moekit.moe.dispatch import dispatch
+from moekit.moe.balance import active_rules, build_balance, selection_bias, selection_factor
 from moekit.moe.experts import Experts
-from moekit.moe.routing import Router, Routing
-from moekit.tensors import Bool, Float, Tensor
+from moekit.moe.router import Router
+from moekit.moe.routing import Routing
+from moekit.moe.stats import Observed, observe
+from moekit.tensors import Bool, Float, Int, Tensor
 
 
 class MoEOutput(NamedTuple):
@@ -47,22 +48,67 @@ class MoE(nn.Module):
             raise ValueError("`width`: a layer on its own needs the width of its tokens")
         self.config = config
         self.router = Router(config)
-        self.experts = Experts(config.n_routed, config.width, config.expert_width)
+        self.experts = Experts(config.n_routed, config.width, config.expert_width, config.expert_dropout)
         self.shared = SwiGLU(config.width, config.shared_width) if config.n_shared else None
         self.shared_gate = nn.Linear(config.width, 1, bias=False) if config.shared_gate else None
         self.balance = build_balance(config)
         for weight in self.parameters():
             if weight.requires_grad:
                 nn.init.normal_(weight, std=0.02)
+        self.router.rule.start()
 
-    def forward(self, x: Float[Tensor, "*shape D"], mask: Bool[Tensor, "*shape"] | None = None) -> MoEOutput:
-        """Tokens of any leading shape; the dimension before the last is the sequence. `mask` marks real tokens."""
+    def forward(
+        self,
+        x: Float[Tensor, "*shape D"],
+        mask: Bool[Tensor, "*shape"] | None = None,
+        ids: Int[Tensor, "*shape"] | None = None,
+        tasks: Int[Tensor, " B"] | None = None,
+        generator: torch.Generator | None = None,
+    ) -> MoEOutput:
+        """Tokens of any leading shape; the dimension before the last is the sequence. `mask` marks real tokens.
+
+        Hash routing needs the token `ids`, task routing the task of each sequence. In training, noise and chance come
+        from `generator` (None: torch's default).
+        """
         tokens = x.reshape(-1, x.shape[-1])
         n_sequences = max(tokens.shape[0] // x.shape[-2], 1) if x.dim() > 1 and x.shape[-2] else 1
-        flat_mask = None if mask is None else mask.reshape(-1)
-        routing = self.router(tokens, selection_bias(self.balance), flat_mask, n_sequences)
-        y = self.experts(tokens, routing.weights, dispatch(routing))
-        if self.shared is not None:
-            shared = self.shared(tokens)
-            y = y + (shared if self.shared_gate is None else torch.sigmoid(self.shared_gate(tokens)) * shared)
-        return MoEOutput(y.view_as(x), routing)
+        routing = self.router(
+            tokens,
+            selection_bias(self.balance),
+            selection_factor(self.balance),
+            None if mask is None else mask.reshape(-1),
+            n_sequences,
+            None if ids is None else ids.reshape(-1),
+            None if tasks is None else tasks.repeat_interleave(tokens.shape[0] // max(len(tasks), 1)),
+            generator,
+        )
+        y = self.router.rule.combine(tokens, routing, self.experts)
+        return MoEOutput(self._with_shared(tokens, y, routing).view_as(x), routing)
+
+    def observe(self, routing: Routing) -> Observed:
+        """What `after_step` and the figures of a step must know of one micro-batch."""
+        return observe(routing, self.router.rule.observe(routing))
+
+    @torch.no_grad()
+    def after_step(self, observed: Observed) -> None:
+        """Let the balancing rules, the selection rule and the capacities follow the optimizer step that ended."""
+        for _, rule in active_rules(self.balance):
+            rule.after_step(observed.load)
+        if observed.rule is not None:
+            self.router.rule.after_step(observed.rule)
+        if self.router.capacity is not None:
+            self.router.capacity.after_step(observed.load)
+
+    def _with_shared(self, x: Float[Tensor, "T D"], y: Float[Tensor, "T D"], routing: Routing) -> Float[Tensor, "T D"]:
+        if self.shared is None:
+            return y
+        shared = self.shared(x)
+        if self.shared_gate is not None:
+            shared = torch.sigmoid(self.shared_gate(x)) * shared
+        if self.config.shared_average:
+            top_k = self.config.top_k
+            shared, y = shared / (top_k + 1), y * (top_k / (top_k + 1))
+        if routing.served is not None and getattr(self.config.capacity, "dropped", "shared") == "residual":
+            # A token all of whose experts are full has nothing but the residual stream.
+            shared = shared * (routing.served >= 0).any(dim=-1, keepdim=True)
+        return y + shared

@@ -1,11 +1,36 @@
 """What a routing says about the load of the experts."""
 
 import math
+from typing import NamedTuple
 
 import torch
 
 from moekit.moe.routing import Routing
 from moekit.tensors import Float, Int, Tensor
+
+
+class Observed(NamedTuple):
+    """What a layer saw in one or more micro-batches; sums, so that those of a step, or of several ranks, add up.
+
+    `load` is counted before any token is dropped, `served` after; `rule` is what the selection rule keeps count of.
+    """
+
+    load: Int[Tensor, " E"]
+    served: Int[Tensor, ""]
+    tokens: Int[Tensor, ""]
+    rule: Float[Tensor, " *shape"] | None = None
+
+    def __add__(self, other: "Observed") -> "Observed":  # type: ignore[override]
+        rule = None if self.rule is None or other.rule is None else self.rule + other.rule
+        return Observed(self.load + other.load, self.served + other.served, self.tokens + other.tokens, rule)
+
+
+@torch.no_grad()
+def observe(routing: Routing, rule: Float[Tensor, " *shape"] | None = None) -> Observed:
+    """Load, served places and real tokens of a routing, and what its rule observed."""
+    served = routing.experts if routing.served is None else routing.served
+    real = served if routing.mask is None else served[routing.mask]
+    return Observed(load(routing), (real >= 0).sum(), torch.tensor(len(real), device=real.device), rule)
 
 
 def load(routing: Routing) -> Int[Tensor, " E"]:
@@ -15,7 +40,7 @@ def load(routing: Routing) -> Int[Tensor, " E"]:
 
 
 def gate_mass(routing: Routing) -> Float[Tensor, " E"]:
-    """The sum of the weights with which real tokens use each expert."""
+    """The sum of the weights with which real tokens choose each expert, before any is dropped."""
     used = routing.experts >= 0
     if routing.mask is not None:
         used = used & routing.mask.unsqueeze(-1)

@@ -2,6 +2,7 @@
 
 from moekit.config.balance import BiasBalance
 from moekit.config.model import GQAConfig, MLAConfig, ModelConfig
+from moekit.config.routing import Routing, TopKRouting
 from moekit.plan.blueprint import Attention, Blueprint, Mixture, Part, Weight
 from moekit.plan.bulk import Bulk
 
@@ -34,8 +35,7 @@ def blueprint_of(config: ModelConfig, name: str, family: str, quantisation: str 
         moe.top_k,
         3 * moe.width * moe.expert_width,
         3 * moe.width * moe.shared_width,
-        moe.routing.n_groups if moe.routing.top_k_groups < moe.routing.n_groups else 1,
-        moe.routing.top_k_groups if moe.routing.top_k_groups < moe.routing.n_groups else 1,
+        *_groups(moe.routing),
     )
     return Blueprint(
         name,
@@ -50,6 +50,13 @@ def blueprint_of(config: ModelConfig, name: str, family: str, quantisation: str 
         config.mtp_depth,
         quantisation,
     )
+
+
+def _groups(routing: Routing) -> tuple[int, int]:
+    """Groups of experts, and how many of them a token may choose from; one of one where that is no limit."""
+    if isinstance(routing, TopKRouting) and routing.top_k_groups < routing.n_groups:
+        return routing.n_groups, routing.top_k_groups
+    return 1, 1
 
 
 def _swiglu(bulk: Bulk, part: Part, name: str, width: int, inner: int, count: int, met: bool = True) -> None:
@@ -102,9 +109,12 @@ def _mixture(bulk: Bulk, config: ModelConfig, layers: int, inside: Part | None) 
     if moe.n_shared:
         _swiglu(bulk, shared, "shared experts", moe.width, moe.shared_width, layers, met)
     bulk.add(shared, "gate of the shared experts", (1, moe.width), layers * moe.shared_gate, met, blocks=False)
-    bulk.add(router, "centroids", (moe.n_routed, moe.width), layers, met, blocks=False)
+    if n_centroids := moe.routing.n_centroids(moe.n_routed):
+        bulk.add(router, "centroids", (n_centroids, moe.width), layers, met, blocks=False)
+    if extra := moe.routing.extra_parameters(moe.n_routed, moe.top_k, moe.width):
+        bulk.add(router, "the selection rule's own", (extra,), layers, met, "vector", blocks=False)
     biased = any(isinstance(rule, BiasBalance) for rule in moe.balance)
-    bulk.add(router, "selection bias", (moe.n_routed,), layers * biased, met, "vector")
+    bulk.add(router, "selection bias", (moe.n_choices,), layers * biased, met, "vector")
 
 
 def _attention_shape(config: ModelConfig) -> Attention:

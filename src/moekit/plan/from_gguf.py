@@ -7,7 +7,8 @@ from moekit.config.balance import BiasBalance
 from moekit.config.errors import ConfigError, InputError, check
 from moekit.config.families.trunk import check_layers
 from moekit.config.model import GQAConfig, MLAConfig, ModelConfig
-from moekit.config.moe import MoEConfig, TopKRouting
+from moekit.config.moe import MoEConfig
+from moekit.config.routing import TopKRouting
 from moekit.plan.blueprint import Blueprint
 from moekit.plan.from_config import blueprint_of
 from moekit.plan.gguf import Header, read_gguf

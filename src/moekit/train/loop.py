@@ -124,7 +124,7 @@ class Run:
             "gradient_norm": round_figure(figures.gradient_norm),
             "tokens": self.progress.step * tokens,
             "tokens_per_s": round(tokens / seconds, 1),
-            "layers": layer_figures(self.layers, figures.loads),
+            "layers": layer_figures(self.layers, figures.observed),
         }
 
     def _due(self, every: int) -> bool:

@@ -8,23 +8,28 @@ from typing import Any
 
 import torch
 
-from moekit.moe.stats import dead_experts, entropy, max_violation
-from moekit.tensors import Int, Tensor
+from moekit.moe.stats import Observed, dead_experts, entropy, max_violation
+from moekit.tensors import Tensor
 
 METRICS = "metrics.jsonl"
 
 
-def layer_figures(layers: Iterable[int], loads: Iterable[Int[Tensor, " E"]]) -> list[dict[str, int | float]]:
-    """MaxVio, normalised entropy and dead experts of each layer's load in this step."""
+def layer_figures(layers: Iterable[int], observed: Iterable[Observed]) -> list[dict[str, int | float]]:
+    """MaxVio, normalised entropy and dead experts of each layer's load, dropped share, and experts that serve a token.
+
+    Balance is that of the assignment before any token is dropped.
+    """
     figures = []
-    for layer, load in zip(layers, loads, strict=True):
-        violation, evenness, dead = max_violation(load), entropy(load), dead_experts(load)
+    for layer, (load, served, tokens, _) in zip(layers, observed, strict=True):
+        violation, evenness, dead, assigned = max_violation(load), entropy(load), dead_experts(load), int(load.sum())
         figures.append(
             {
                 "layer": layer,
                 "max_violation": round(violation.item(), 4),
                 "entropy": round(evenness.item(), 5),
                 "dead_experts": int(dead),
+                "drop_rate": round(1 - int(served) / assigned, 5) if assigned else 0.0,
+                "experts_per_token": round(int(served) / max(int(tokens), 1), 4),
             }
         )
     return figures

@@ -10,10 +10,9 @@ from moekit.config.run import RunConfig
 from moekit.model.block import Block
 from moekit.model.fp8 import round_activations, weight_roundings
 from moekit.model.transformer import Transformer
-from moekit.moe.balance import active_rules
-from moekit.moe.stats import load
+from moekit.moe.stats import Observed
 from moekit.tensors import Int, Tensor
-from moekit.train.objective import count_step, objective
+from moekit.train.objective import Rows, count_step, objective
 from moekit.train.optimizer import Optimizers, schedule
 from moekit.train.precision import MasterWeights, compute_dtype
 
@@ -23,12 +22,12 @@ class DivergedError(RuntimeError):
 
 
 class StepFigures(NamedTuple):
-    """What a step measured: terms of the loss, norm of the gradient, learning rate, and the load of each MoE layer."""
+    """What a step measured: terms of the loss, norm of the gradient, learning rate, and what each MoE layer saw."""
 
     losses: dict[str, float]
     gradient_norm: float
     learning_rate: float
-    loads: list[Int[Tensor, " E"]]
+    observed: list[Observed]
 
 
 class Stepper:
@@ -46,29 +45,43 @@ class Stepper:
             round_activations(model)
         self.optimizers = Optimizers(config.optim, self.weights.masters)
 
-    def gradients(self, ids: Int[Tensor, "B W"]) -> StepFigures:
+    def gradients(
+        self, ids: Int[Tensor, "B W"], tasks: Int[Tensor, " B"] | None = None, number: int = 0
+    ) -> StepFigures:
         """Leave the gradient of the step's objective in the master weights. `ids` has two tokens more than predicted.
 
-        It does not depend on how the batch is cut into micro-batches.
+        It does not depend on how the batch is cut into micro-batches, but where routing by its nature does: by chance,
+        by capacities, or by a choice among the tokens of a forward pass. `tasks` are the rows' tasks, `number` is that
+        of the step, which chance depends on.
         """
-        parts = list(ids.split(self.config.train.micro_batch or len(ids)))
+        parts = self._parts(ids, tasks, number)
         counts = count_step(self.model, parts)
         losses: dict[str, float] = {}
-        loads: list[Tensor] = []
+        observed: list[Observed] = []
         for part in parts:
-            result = objective(self.model, part, self.config.train.mtp_weight, len(part) / len(ids), counts)
+            result = objective(self.model, part, self.config.train.mtp_weight, len(part.ids) / len(ids), counts)
             result.loss.backward()
             self.weights.collect()
             for name, term in result.terms.items():
                 losses[name] = losses.get(name, 0.0) + term.item()
-            part_loads = [load(routing) for routing in result.routings]
-            loads = [a + b for a, b in zip(loads, part_loads, strict=True)] if loads else part_loads
+            layers = zip(self.model.moe_layers(), result.routings, strict=True)
+            seen = [layer.observe(routing) for layer, routing in layers]
+            observed = [a + b for a, b in zip(observed, seen, strict=True)] if observed else seen
         found = [p.grad for p in self.weights.masters.values() if p.grad is not None]
-        return StepFigures(losses, nn.utils.get_total_norm(found).item(), 0.0, loads)
+        return StepFigures(losses, nn.utils.get_total_norm(found).item(), 0.0, observed)
 
-    def step(self, ids: Int[Tensor, "B W"], number: int) -> StepFigures:
+    def _parts(self, ids: Int[Tensor, "B W"], tasks: Int[Tensor, " B"] | None, number: int) -> list[Rows]:
+        size = self.config.train.micro_batch or len(ids)
+        pieces = ids.split(size)
+        owners = [None] * len(pieces) if tasks is None else tasks.split(size)
+        # One number for each run, step and micro-batch, so that a resumed run draws what the other would have drawn.
+        seeds = torch.Generator().manual_seed(self.config.seed * 1_000_003 + number)
+        numbers = torch.randint(2**62, (len(pieces),), generator=seeds).tolist()
+        return [Rows(*part) for part in zip(pieces, owners, numbers, strict=True)]
+
+    def step(self, ids: Int[Tensor, "B W"], number: int, tasks: Int[Tensor, " B"] | None = None) -> StepFigures:
         """Do step `number` (from 0). Raises DivergedError, with the weights as they were, if a number is not finite."""
-        figures = self.gradients(ids)
+        figures = self.gradients(ids, tasks, number)
         if not all(map(math.isfinite, (*figures.losses.values(), figures.gradient_norm))):
             raise DivergedError(f"step {number + 1}: {self._culprit(ids)} is not finite")
         factor = schedule(self.config.optim, number, self.config.train.steps)
@@ -78,9 +91,8 @@ class Stepper:
         self.optimizers.step(factor)
         self.weights.publish()
         self.weights.clear()
-        for layer, counts in zip(self.model.moe_layers(), figures.loads, strict=True):
-            for _, rule in active_rules(layer.balance):
-                rule.after_step(counts)
+        for layer, observed in zip(self.model.moe_layers(), figures.observed, strict=True):
+            layer.after_step(observed)
         return figures._replace(learning_rate=self.config.optim.lr * factor)
 
     def _culprit(self, ids: Tensor) -> str:

@@ -86,7 +86,7 @@ def _closest(config: ModelConfig) -> Architecture:
 
 def normalised(moe: MoEConfig) -> bool:
     """Whether a token's weights sum to one. A softmax over the chosen is one over all, divided by its sum."""
-    routing = moe.routing
+    routing = moe.top_k_routing
     return routing.renormalise or (routing.order == "top_k_then_score" and routing.score == "softmax")
 
 
@@ -141,9 +141,12 @@ def _check_layers(config: ModelConfig, chosen: Architecture) -> None:
 
 
 def _check_experts(moe: MoEConfig, chosen: Architecture) -> None:
-    name, routing = f"llama.cpp's {chosen.name}", moe.routing
+    name, routing = f"llama.cpp's {chosen.name}", moe.top_k_routing
     check(moe.n_routed <= MOST_EXPERTS, "moe.n_routed", f"llama.cpp holds at most {MOST_EXPERTS} experts")
     check(chosen.shared != "none" or not moe.n_shared, "moe.n_shared", f"{name} has no shared experts")
+    check(not moe.shared_average, "moe.shared_average", f"{name} adds shared experts as they are")
+    limited = moe.capacity is not None and moe.capacity.in_evaluation
+    check(not limited, "moe.capacity.in_evaluation", f"{name} drops no token")
     check(chosen.shared == "gated" or not moe.shared_gate, "moe.shared_gate", f"{name} has no gate on shared experts")
     fits = chosen.shared != "plain" or moe.shared_width % moe.expert_width == 0
     message = f"{name} holds shared experts of expert_width = {moe.expert_width} alone"
@@ -160,6 +163,6 @@ def _check_experts(moe: MoEConfig, chosen: Architecture) -> None:
 
 
 def _check_groups(moe: MoEConfig) -> None:
-    routing = moe.routing
+    routing = moe.top_k_routing
     same = routing.top_k_groups == routing.n_groups or routing.group_score == "top2_sum"
     check(same, "moe.routing.group_score", "llama.cpp ranks groups by the sum of their two best experts alone")

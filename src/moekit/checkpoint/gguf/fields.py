@@ -59,7 +59,7 @@ def _latent_attention(attention: MLAConfig) -> dict[str, Any]:
 
 
 def _experts(moe: MoEConfig, chosen: Architecture) -> dict[str, Any]:
-    routing = moe.routing
+    routing = moe.top_k_routing
     fields: dict[str, Any] = {"expert_count": moe.n_routed, "expert_used_count": moe.top_k}
     fields["expert_feed_forward_length"] = moe.expert_width
     if routing.top_k_groups < routing.n_groups:

@@ -17,6 +17,7 @@ from moekit.config.families import (
 from moekit.config.families.family import Family, Names
 from moekit.config.families.meaning import meaning
 from moekit.config.model import ModelConfig
+from moekit.config.routing import TopKRouting
 
 __all__ = ["FAMILIES", "Family", "Names", "family_for", "family_named", "meaning"]
 
@@ -46,6 +47,10 @@ def family_for(config: ModelConfig, prefer: str | None = None) -> Family:
 
 
 def _expresses(family: Family, config: ModelConfig) -> bool:
+    if family is own.FAMILY:
+        return True
+    if config.moe_layers and not isinstance(config.moe.routing, TopKRouting):
+        return False
     written = family.to_hub(config)
     if written is None:
         return False

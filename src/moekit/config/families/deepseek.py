@@ -13,7 +13,7 @@ from moekit.config.families.layers import read_first_dense, write_first_dense
 from moekit.config.families.names import DENSE, EXPERTS, GQA, NORMS, SHARED_EXPERTS, names_of
 from moekit.config.families.trunk import read_trunk, write_trunk
 from moekit.config.model import GQAConfig, ModelConfig
-from moekit.config.moe import TopKRouting
+from moekit.config.routing import TopKRouting
 
 
 def to_hub(config: ModelConfig) -> dict[str, Any] | None:

@@ -14,7 +14,7 @@ from moekit.config.families.layers import read_first_dense, write_first_dense
 from moekit.config.families.names import DENSE, EXPERTS, MLA, NORMS, SHARED_EXPERTS, hollow, in_layers, names_of
 from moekit.config.families.trunk import read_trunk, write_trunk
 from moekit.config.model import MLAConfig, ModelConfig
-from moekit.config.moe import TopKRouting
+from moekit.config.routing import TopKRouting
 
 LIMITED = "group_limited_greedy"
 """The choice within the best groups; `greedy` is the choice among all experts."""
@@ -27,7 +27,7 @@ def zeros(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 def to_hub(config: ModelConfig) -> dict[str, Any] | None:
     """`config.json`, or None where the family has no words for `config`, or transformers reads others into them."""
-    attention, routing, layers = config.attention, config.moe.routing, write_first_dense(config)
+    attention, routing, layers = config.attention, config.moe.top_k_routing, write_first_dense(config)
     # transformers scales weights whatever norm_topk_prob, ignores moe_layer_freq, and wants widths that divide.
     followed = not routing.renormalise and layers["moe_layer_freq"] == 1
     if not isinstance(attention, MLAConfig) or not followed or config.width % attention.n_heads:

@@ -25,7 +25,7 @@ from moekit.config.families.names import (
 )
 from moekit.config.families.trunk import read_trunk, write_trunk
 from moekit.config.model import MLAConfig, ModelConfig
-from moekit.config.moe import TopKRouting
+from moekit.config.routing import TopKRouting
 
 BIAS = "mlp.gate.e_score_correction_bias"
 BLOCK: Names = {
@@ -87,7 +87,7 @@ def to_hub(config: ModelConfig) -> dict[str, Any] | None:
     attention, moe, layers = config.attention, config.moe, write_first_dense(config)
     # A group's worth is the sum of its two best experts, so that transformers fails where groups hold but one. It
     # ignores moe_layer_freq.
-    followed = moe.n_routed // moe.routing.n_groups > 1 and layers["moe_layer_freq"] == 1
+    followed = moe.n_routed // moe.top_k_routing.n_groups > 1 and layers["moe_layer_freq"] == 1
     if not isinstance(attention, MLAConfig) or not followed:
         return None
     return {
@@ -99,9 +99,9 @@ def to_hub(config: ModelConfig) -> dict[str, Any] | None:
         **write_routed_experts(moe),
         "scoring_func": "sigmoid",
         "topk_method": "noaux_tc",
-        "n_group": moe.routing.n_groups,
-        "topk_group": moe.routing.top_k_groups,
-        "routed_scaling_factor": moe.routing.scale,
+        "n_group": moe.top_k_routing.n_groups,
+        "topk_group": moe.top_k_routing.top_k_groups,
+        "routed_scaling_factor": moe.top_k_routing.scale,
         **write_balance(moe),
     }
 

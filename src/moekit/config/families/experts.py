@@ -3,7 +3,8 @@
 from typing import Any
 
 from moekit.config.families.hub import HubFields
-from moekit.config.moe import MoEConfig, TopKRouting
+from moekit.config.moe import MoEConfig
+from moekit.config.routing import TopKRouting
 
 
 def read_routed_experts(fields: HubFields, routing: TopKRouting) -> MoEConfig:
@@ -24,7 +25,7 @@ def write_routed_experts(moe: MoEConfig) -> dict[str, Any]:
         "n_routed_experts": moe.n_routed,
         "n_shared_experts": moe.shared_width // moe.expert_width,
         "num_experts_per_tok": moe.top_k,
-        "norm_topk_prob": moe.routing.renormalise,
+        "norm_topk_prob": moe.top_k_routing.renormalise,
     }
 
 

@@ -3,7 +3,8 @@
 from dataclasses import replace
 
 from moekit.config.model import GQAConfig, ModelConfig, RopeConfig, YarnConfig
-from moekit.config.moe import MoEConfig, TopKRouting
+from moekit.config.moe import MoEConfig
+from moekit.config.routing import Routing, TopKRouting
 
 
 def meaning(config: ModelConfig) -> ModelConfig:
@@ -34,8 +35,10 @@ def _mixture(moe: MoEConfig) -> MoEConfig:
     return replace(moe, width=0, n_shared=min(width, 1), shared_expert_width=width, routing=_choice(moe.routing))
 
 
-def _choice(routing: TopKRouting) -> TopKRouting:
+def _choice(routing: Routing) -> Routing:
     """A softmax among the chosen experts is that over all, divided by the sum of the chosen."""
+    if not isinstance(routing, TopKRouting):
+        return routing
     if routing.top_k_groups == routing.n_groups:
         routing = replace(routing, n_groups=1, top_k_groups=1, group_score="max")
     late = routing.score == "softmax" and routing.order == "top_k_then_score"

@@ -14,7 +14,7 @@ from moekit.config.families.hub import HubFields
 from moekit.config.families.names import GQA, NORMS, names_of
 from moekit.config.families.trunk import read_trunk, write_trunk
 from moekit.config.model import GQAConfig, ModelConfig
-from moekit.config.moe import TopKRouting
+from moekit.config.routing import TopKRouting
 
 EXPERTS: Names = {
     "feed_forward.router.centroids": "block_sparse_moe.gate.weight",

@@ -30,7 +30,7 @@ def to_hub(config: ModelConfig) -> dict[str, Any] | None:
         "clip_qkv": attention.clip_qkv,
         "num_experts": moe.n_routed,
         "num_experts_per_tok": moe.top_k,
-        "norm_topk_prob": moe.routing.renormalise,
+        "norm_topk_prob": moe.top_k_routing.renormalise,
         **write_balance(moe),
     }
 

@@ -34,6 +34,6 @@ def write_mixture(config: ModelConfig) -> dict[str, Any]:
         "moe_intermediate_size": moe.expert_width,
         "num_experts": moe.n_routed,
         "num_experts_per_tok": moe.top_k,
-        "norm_topk_prob": moe.routing.renormalise,
+        "norm_topk_prob": moe.top_k_routing.renormalise,
         **write_balance(moe),
     }

@@ -1,34 +1,25 @@
-"""Balancing rules, one file each. A new rule: its dataclass in `config/balance.py`, its file here, a line in RULES."""
+"""Balancing rules, one file each, named by their kind: `Rule` of `moekit.moe.balance.<kind>`."""
 
+import math
 from collections.abc import Iterable
-from typing import cast
+from importlib import import_module
+from typing import Any, cast
 
 from torch import nn
 
-from moekit.config import balance as rules
 from moekit.config.moe import MoEConfig
-from moekit.moe.balance.bias import BiasRule
-from moekit.moe.balance.communication_loss import CommunicationLossRule
-from moekit.moe.balance.device_loss import DeviceLossRule
-from moekit.moe.balance.expert_loss import ExpertLossRule
 from moekit.moe.balance.rule import BalanceRule, StepCount
-from moekit.moe.balance.sequence_loss import SequenceLossRule
-from moekit.moe.balance.z_loss import ZLossRule
 from moekit.tensors import Float, Tensor
-
-RULES = {
-    rules.BiasBalance: BiasRule,
-    rules.ExpertLoss: ExpertLossRule,
-    rules.DeviceLoss: DeviceLossRule,
-    rules.CommunicationLoss: CommunicationLossRule,
-    rules.SequenceLoss: SequenceLossRule,
-    rules.RouterZLoss: ZLossRule,
-}
 
 
 def build_balance(config: MoEConfig) -> nn.ModuleDict:
     """The rules of a layer, by kind."""
-    return nn.ModuleDict({rule.kind: RULES[type(rule)](rule, config) for rule in config.balance})
+    return nn.ModuleDict({rule.kind: build_rule(rule, config) for rule in config.balance})
+
+
+def build_rule(rule: Any, config: MoEConfig) -> BalanceRule:
+    """The balancing rule that the dataclass `rule` of `moekit.config.balance` stands for."""
+    return import_module(f"{__name__}.{rule.kind}").Rule(rule, config)
 
 
 def active_rules(balance: nn.ModuleDict) -> Iterable[tuple[str, BalanceRule]]:
@@ -42,4 +33,11 @@ def selection_bias(balance: nn.ModuleDict) -> Float[Tensor, " E"] | None:
     return sum(biases[1:], biases[0]) if biases else None
 
 
-__all__ = ["RULES", "BalanceRule", "StepCount", "active_rules", "build_balance", "selection_bias"]
+def selection_factor(balance: nn.ModuleDict) -> Float[Tensor, " E"] | None:
+    """The product of what the rules multiply the scores with at the selection; None where no rule does."""
+    factors = [factor for _, rule in active_rules(balance) if (factor := rule.factor()) is not None]
+    return math.prod(factors[1:], start=factors[0]) if factors else None
+
+
+__all__ = ["BalanceRule", "StepCount", "active_rules", "build_balance", "build_rule", "selection_bias"]
+__all__ += ["selection_factor"]

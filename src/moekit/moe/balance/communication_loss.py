@@ -10,7 +10,7 @@ from moekit.moe.routing import Routing
 from moekit.tensors import Float, Int, Tensor
 
 
-class CommunicationLossRule(BalanceRule):
+class Rule(BalanceRule):
     """f'' counts the tokens sent to a device, once however many of its experts they use; P'' sums P."""
 
     def __init__(self, rule: CommunicationLoss, config: MoEConfig) -> None:

@@ -3,18 +3,17 @@
 from moekit.config.balance import DeviceLoss
 from moekit.config.moe import MoEConfig
 from moekit.moe.balance.rule import BalanceRule, StepCount
-from moekit.moe.balance.shares import chosen, frequency, mean_over_scope, probability
+from moekit.moe.balance.shares import chosen, mean_over_scope, probability, relative_load
 from moekit.moe.routing import Routing
 from moekit.tensors import Float, Int, Tensor
 
 
-class DeviceLossRule(BalanceRule):
+class Rule(BalanceRule):
     """f' is the mean of f over a device's experts, P' the sum of P."""
 
-    def __init__(self, rule: DeviceLoss, config: MoEConfig) -> None:
+    def __init__(self, rule: DeviceLoss, config: MoEConfig) -> None:  # noqa: ARG002
         super().__init__()
         self.rule = rule
-        self.factor = config.n_routed / config.top_k
         self.counts_step = rule.scope == "batch"
 
     def count(self, routing: Routing) -> Int[Tensor, " E"]:
@@ -23,6 +22,6 @@ class DeviceLossRule(BalanceRule):
     def loss(self, routing: Routing, step: StepCount | None = None) -> Float[Tensor, ""]:
         devices = (self.rule.n_devices, -1)
         counts = chosen(routing.experts, routing)
-        f = self.factor * frequency(counts, routing, self.rule.scope, step).unflatten(-1, devices).mean(dim=-1)
+        f = relative_load(counts, self.rule.scope, step).unflatten(-1, devices).mean(dim=-1)
         p = probability(routing, self.rule.scope).unflatten(-1, devices).sum(dim=-1)
         return self.rule.coefficient * mean_over_scope((f * p).sum(dim=-1), routing, self.rule.scope)

@@ -3,18 +3,17 @@
 from moekit.config.balance import ExpertLoss
 from moekit.config.moe import MoEConfig
 from moekit.moe.balance.rule import BalanceRule, StepCount
-from moekit.moe.balance.shares import chosen, frequency, mean_over_scope, probability
+from moekit.moe.balance.shares import chosen, mean_over_scope, probability, relative_load
 from moekit.moe.routing import Routing
 from moekit.tensors import Float, Int, Tensor
 
 
-class ExpertLossRule(BalanceRule):
+class Rule(BalanceRule):
     """Pulls probability away from experts with more than their share of the tokens."""
 
-    def __init__(self, rule: ExpertLoss, config: MoEConfig) -> None:
+    def __init__(self, rule: ExpertLoss, config: MoEConfig) -> None:  # noqa: ARG002
         super().__init__()
         self.rule = rule
-        self.factor = config.n_routed / config.top_k
         self.counts_step = rule.scope == "batch"
 
     def count(self, routing: Routing) -> Int[Tensor, " E"]:
@@ -22,6 +21,6 @@ class ExpertLossRule(BalanceRule):
 
     def loss(self, routing: Routing, step: StepCount | None = None) -> Float[Tensor, ""]:
         counts = chosen(routing.experts, routing)
-        f = self.factor * frequency(counts, routing, self.rule.scope, step)
+        f = relative_load(counts, self.rule.scope, step)
         terms = (f * probability(routing, self.rule.scope)).sum(dim=-1)
         return self.rule.coefficient * mean_over_scope(terms, routing, self.rule.scope)

@@ -2,9 +2,8 @@
 
 from typing import NamedTuple
 
-from torch import nn
-
 from moekit.moe.routing import Routing
+from moekit.moe.state import Float32State
 from moekit.tensors import Float, Int, Tensor
 
 
@@ -15,7 +14,7 @@ class StepCount(NamedTuple):
     tokens: int
 
 
-class BalanceRule(nn.Module):
+class BalanceRule(Float32State):
     """Hooks that do nothing; a rule overrides those it needs.
 
     Losses see assignments before dropping, count real tokens only, and equal their coefficient at perfect balance.
@@ -27,6 +26,10 @@ class BalanceRule(nn.Module):
 
     def bias(self) -> Float[Tensor, " E"] | None:
         """What is added to the scores when experts are chosen, never to the weights."""
+        return None
+
+    def factor(self) -> Float[Tensor, " E"] | None:
+        """What the scores are multiplied with when experts are chosen, before `bias` is added."""
         return None
 
     def count(self, routing: Routing) -> Int[Tensor, " X"]:

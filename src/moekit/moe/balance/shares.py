@@ -33,6 +33,15 @@ def frequency(
     return _over_scope(counts.float(), routing, scope)
 
 
+def relative_load(counts: Int[Tensor, "B X"], scope: Scope, step: StepCount | None = None) -> Float[Tensor, "G X"]:
+    """f_i = N counts_i / sum of counts, 1 where all are equal: N / (K T) counts_i where every token takes K."""
+    if scope == "batch" and step is not None:
+        counts = step.counts.unsqueeze(0)
+    elif scope != "sequence":
+        counts = counts.sum(dim=0, keepdim=True)
+    return counts.shape[-1] * counts.float() / counts.sum(dim=-1, keepdim=True).clamp_min(1)
+
+
 def probability(routing: Routing, scope: Scope) -> Float[Tensor, "G E"]:
     """P_i: the mean over tokens of expert i's share in the token's scores (arXiv 2412.19437, eqs 19-20).
 

@@ -8,7 +8,7 @@ from moekit.moe.routing import Routing
 from moekit.tensors import Float, Tensor
 
 
-class ZLossRule(BalanceRule):
+class Rule(BalanceRule):
     """Keeps the router's logits small, where float rounding is fine."""
 
     def __init__(self, rule: RouterZLoss, config: MoEConfig) -> None:  # noqa: ARG002

@@ -1,0 +1,44 @@
+"""The router: scores, a selection rule, and the capacities that its choice must keep."""
+
+import torch
+from torch import nn
+
+from moekit.config.moe import MoEConfig
+from moekit.moe.capacity import build_capacity
+from moekit.moe.routing import Routing
+from moekit.moe.selection import Tokens, build_selection
+from moekit.tensors import Bool, Float, Int, Tensor
+
+
+class Router(nn.Module):
+    """Holds an expert's centroid for each choice (e_i in arXiv 2401.06066) and the selection rule of the layer."""
+
+    def __init__(self, config: MoEConfig) -> None:
+        super().__init__()
+        self.rule = build_selection(config)
+        self.capacity = build_capacity(config)
+        n_centroids = config.routing.n_centroids(config.n_routed)
+        self.centroids = nn.Parameter(torch.empty(n_centroids, config.width)) if n_centroids else None
+
+    def forward(
+        self,
+        x: Float[Tensor, "T D"],
+        bias: Float[Tensor, " E"] | None = None,
+        factor: Float[Tensor, " E"] | None = None,
+        mask: Bool[Tensor, " T"] | None = None,
+        n_sequences: int = 1,
+        ids: Int[Tensor, " T"] | None = None,
+        tasks: Int[Tensor, " T"] | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Routing:
+        """Route T tokens; for the arguments see `Tokens`. Logits, scores and weights are float32 in every model."""
+        tokens = Tokens(x, bias, factor, mask, n_sequences, ids, tasks, generator)
+        with torch.autocast(tokens.x.device.type, enabled=False):
+            logits = self.rule.logits(tokens, self.centroids)
+            found = self.rule.select(logits, tokens)
+            experts, weights, scores, _, drawn = found
+            routing = Routing(experts, weights, scores, logits, tokens.n_sequences, None, tokens.mask, drawn)
+            if self.capacity is None or not (self.training or self.capacity.in_evaluation):
+                return routing
+            ranking = scores if found.ranking is None else found.ranking
+            return self.capacity.limit(routing, ranking.detach(), tokens.generator)
