@@ -33,5 +33,8 @@ lint: .venv/ready ## style, types, and which part may import which
 	$(BIN)/pip install --quiet --constraint constraints.txt --group oracles || echo "no llama.cpp here: its tests are skipped"
 	touch $@
 
+docs: .venv/ready ## write docs/rules.md from the configuration
+	$(BIN)/python -c "from moekit.config.catalogue import page; print(page(), end='')" > docs/rules.md
+
 clean: ## forget the environment and all runs
 	rm -rf .venv runs

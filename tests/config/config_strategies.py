@@ -85,18 +85,29 @@ def rules(n_routed: int) -> st.SearchStrategy[tuple[Recipe, ...]]:
     """Some of the balancing rules, each at most once."""
     n_devices = st.sampled_from([n for n in range(1, n_routed + 1) if n_routed % n == 0])
     scope = st.sampled_from(get_args(balance.Scope))
-    every = st.tuples(
-        recipes(balance.BiasBalance, rate=shares),
+    every_rule = (
+        recipes(balance.BiasBalance, rate=shares, until_step=st.integers(0, 300)),
         recipes(balance.ExpertLoss, coefficient=amounts, scope=scope),
         recipes(balance.DeviceLoss, n_devices=n_devices, scope=scope),
         n_devices.flatmap(
             lambda n: recipes(balance.CommunicationLoss, n_devices=st.just(n), max_devices=st.integers(1, n))
         ),
         recipes(balance.SequenceLoss, coefficient=amounts),
-        recipes(balance.RouterZLoss, coefficient=amounts),
+        *(
+            recipes(cls, coefficient=amounts)
+            for cls in (
+                balance.RouterZLoss,
+                balance.FirstChoiceLoss,
+                balance.ImportanceLoss,
+                balance.VarianceLoss,
+                balance.EntropyLoss,
+            )
+        ),
     )
-    kept = st.lists(st.booleans(), min_size=6, max_size=6)
-    return st.tuples(every, kept).map(lambda drawn: tuple(rule for rule, keep in zip(*drawn, strict=True) if keep))
+    kept = st.lists(st.booleans(), min_size=len(every_rule), max_size=len(every_rule))
+    return st.tuples(st.tuples(*every_rule), kept).map(
+        lambda drawn: tuple(rule for rule, keep in zip(*drawn, strict=True) if keep)
+    )
 
 
 @st.composite

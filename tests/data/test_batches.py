@@ -30,7 +30,7 @@ def test_each_domain_has_its_share_of_the_rows_to_within_one(shares, batch, seed
     drawn = np.zeros(len(shares))
     wanted = np.array(shares) / sum(shares)
     for step in range(1, 30):
-        rows = batches.next()
+        rows = batches.next().ids
         np.add.at(drawn, (rows[:, 0] // 10_000).numpy(), 1)
         assert np.abs(drawn - wanted * step * batch).max() < 1 + 1e-9
 
@@ -40,19 +40,20 @@ def test_each_epoch_visits_every_chunk_once_from_one_offset(tokens, extra, lengt
     tokens = max(tokens, length + extra)
     batches = Batches([domain(0, tokens)], length, 1, seed, extra)
     for epoch in range(4):
-        starts = [int(batches.next()[0, 0])]
+        starts = [int(batches.next().ids[0, 0])]
         offset = starts[0] % length
         chunks = (tokens - offset - extra) // length
-        starts += [int(batches.next()[0, 0]) for _ in range(chunks - 1)]
+        starts += [int(batches.next().ids[0, 0]) for _ in range(chunks - 1)]
         assert sorted(starts) == list(range(offset, offset + chunks * length, length))
         assert batches.position()["epoch"] == [epoch]
 
 
 @given(st.integers(1, 3), st.integers(1, 4))
-def test_rows_are_consecutive_tokens_of_one_domain(extra, batch):
+def test_rows_are_consecutive_tokens_of_the_domain_that_is_told(extra, batch):
     batches = Batches([domain(0, 50), domain(1, 60)], 7, batch, 0, extra)
     for _ in range(10):
-        rows = batches.next()
+        rows, domains = batches.next()
+        assert torch.equal(rows[:, 0] // 10_000, domains)
         assert rows.shape == (batch, 7 + extra) and rows.dtype == torch.int64
         assert (rows.diff(dim=1) == 1).all()
 
@@ -68,7 +69,7 @@ def test_restoring_a_position_gives_the_rows_of_an_uninterrupted_run(shares, bat
     resumed.restore(position)
     assert resumed.position() == whole.position()
     for _ in range(10):
-        assert torch.equal(resumed.next(), whole.next())
+        assert all(map(torch.equal, resumed.next(), whole.next()))
 
 
 def test_a_position_does_not_change_when_the_run_goes_on():
@@ -82,7 +83,7 @@ def test_a_position_does_not_change_when_the_run_goes_on():
 def test_seeds_epochs_and_domains_have_their_own_orders():
     def starts(seed, domains, rows=48):
         batches = Batches(domains, 8, rows, seed)
-        return [int(row) for row in batches.next()[:, 0]]
+        return [int(row) for row in batches.next().ids[:, 0]]
 
     two = [domain(0, 400), domain(1, 400)]
     assert starts(1, two) == starts(1, two) != starts(2, two)
@@ -93,7 +94,7 @@ def test_seeds_epochs_and_domains_have_their_own_orders():
 
 def test_every_token_is_read_in_some_epoch():
     batches = Batches([domain(0, 43)], 8, 1, 0, 1)
-    seen = {int(token) for _ in range(400) for token in batches.next()[0]}
+    seen = {int(token) for _ in range(400) for token in batches.next().ids[0]}
     assert seen == set(range(43))
 
 

@@ -14,6 +14,7 @@ from moekit.cli.main import VERBS, main
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text("utf-8")
 QUICK = "--train.steps 2 --train.batch 2 --train.validate-every 2 --data.valid-bytes 4000"
+SHORTER = {"train": QUICK, "sweep": f"{QUICK} --only none switch"}
 
 
 def commands() -> list[list[str]]:
@@ -26,9 +27,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which all commands of the README were run."""
     folder = tmp_path_factory.mktemp("readme")
     (folder / "README.md").write_text(README * 20, "utf-8")
+    (folder / "labs").symlink_to(ROOT / "labs")
     environment = {**os.environ, "MOEKIT_CACHE": str(folder / "cache")}
     for command in commands():
-        quick = QUICK.split() if command[1] == "train" else []
+        quick = SHORTER.get(command[1], "").split()
         arguments = [sys.executable, "-m", "moekit.cli.main", *command[1:], *quick]
         result = subprocess.run(
             arguments, check=False, cwd=folder, env=environment, capture_output=True, text=True, timeout=280
@@ -55,7 +57,7 @@ def test_the_python_runs(folder: Path) -> None:
     assert result.returncode == 0, result.stderr
 
 
-@pytest.mark.parametrize("page", ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md"])
+@pytest.mark.parametrize("page", ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "docs/traps.md", "docs/rules.md"])
 def test_every_link_and_file_a_page_names_exists(page: str) -> None:
     text = (ROOT / page).read_text("utf-8")
     for link in re.findall(r"\]\(([^)#]+)\)", text):

@@ -1,21 +1,23 @@
 """What every balancing rule promises. A rule of the configuration is tested here before its author writes a test."""
 
 import dataclasses
-from typing import Any, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from routing_cases import generator, routing_of, seeds
 from torch import Tensor
 
 from moekit.config.balance import BalanceRule as BalanceConfig
-from moekit.config.balance import Scope
 from moekit.config.moe import MoEConfig
-from moekit.moe.balance import build_rule, selection_bias
+from moekit.config.routing import Routing as RoutingConfig
+from moekit.config.routing import TopKRouting
+from moekit.moe.balance import build_rule, selection_bias, selection_factor
 from moekit.moe.balance.rule import BalanceRule, StepCount
-from moekit.moe.routing import Routing
+from moekit.moe.routing import Drawn, Routing
 
 N_EXPERTS, TOP_K = 8, 2
 SETTINGS = {"n_devices": 4, "max_devices": 2}
@@ -28,7 +30,9 @@ class Case(NamedTuple):
 
     def rule(self) -> BalanceRule:
         rule = self.cls(**self.settings)
-        return build_rule(rule, MoEConfig(n_routed=N_EXPERTS, top_k=TOP_K, balance=(rule,)))
+        made_for = {cls().kind: cls for cls in get_args(RoutingConfig)}
+        routing = made_for[rule.needs_kind[0]]() if rule.needs_kind else TopKRouting()
+        return build_rule(rule, MoEConfig(n_routed=N_EXPERTS, top_k=TOP_K, routing=routing, balance=(rule,)))
 
     def coefficient(self) -> float | None:
         return getattr(self.cls(**self.settings), "coefficient", None)
@@ -38,14 +42,17 @@ class Case(NamedTuple):
 
 
 def variants(cls: type) -> list[Case]:
-    names = {field.name for field in dataclasses.fields(cls)}
+    """The rule as its author set it, but once for every choice of a setting that offers several."""
+    hints, names = get_type_hints(cls), {field.name for field in dataclasses.fields(cls)}
     settings = {name: value for name, value in SETTINGS.items() if name in names}
-    scopes = [{"scope": scope} for scope in get_args(Scope)] if "scope" in names else [{}]
-    return [Case(cls, settings | scope) for scope in scopes]
+    choosing = [name for name in names if name != "kind" and get_origin(hints[name]) is Literal]
+    choices = [{name: choice} for name in choosing for choice in get_args(hints[name])]
+    return [Case(cls, settings | choice) for choice in choices or [{}]]
 
 
 CASES = [case for cls in get_args(BalanceConfig) for case in variants(cls)]
 WITH_LOSS = [case for case in CASES if case.coefficient() is not None]
+BALANCING = [case for case in WITH_LOSS if case.cls.balances]
 every_rule = pytest.mark.parametrize("case", CASES, ids=Case.name)
 every_loss = pytest.mark.parametrize("case", WITH_LOSS, ids=Case.name)
 score = pytest.mark.parametrize("score", ["softmax", "sigmoid"])
@@ -66,8 +73,11 @@ def random_batch(seed: int, n_sequences: int, length: int) -> Batch:
 
 
 def routed(batch: Batch, **settings: Any) -> Routing:
+    """The routing, with noise that depends on the token alone."""
     logits, mask = batch
-    return routing_of(logits.flatten(0, 1), TOP_K, len(logits), mask.flatten(), **settings)
+    routing = routing_of(logits.flatten(0, 1), TOP_K, len(logits), mask.flatten(), **settings)
+    mean = routing.logits + 0.5 * routing.logits.sin()
+    return routing._replace(drawn=Drawn(mean, F.softplus(routing.logits), routing.logits))
 
 
 def loss_and_gradient(rule: BalanceRule, batch: Batch, step: StepCount | None = None) -> tuple[Tensor, Tensor]:
@@ -80,6 +90,12 @@ def loss_and_gradient(rule: BalanceRule, batch: Batch, step: StepCount | None = 
 def test_a_bias_is_none_or_a_float32_number_for_each_expert_starting_at_zero(case: Case) -> None:
     bias = case.rule().bias()
     assert bias is None or (bias.dtype == torch.float32 and bias.tolist() == [0.0] * N_EXPERTS)
+
+
+@every_rule
+def test_a_factor_is_none_or_a_float32_number_for_each_expert_starting_at_one(case: Case) -> None:
+    factor = case.rule().factor()
+    assert factor is None or (factor.dtype == torch.float32 and factor.tolist() == [1.0] * N_EXPERTS)
 
 
 @every_rule
@@ -101,12 +117,11 @@ def test_a_loss_is_one_finite_number_with_a_finite_gradient(case: Case, score: s
     assert logits.grad.isfinite().all()
 
 
-@every_loss
+@pytest.mark.parametrize("case", BALANCING, ids=Case.name)
 def test_a_loss_equals_its_coefficient_at_perfect_balance(case: Case) -> None:
     # Token t prefers experts t and t + 4, on two devices; every expert, and every device, is used equally often.
     preferences = torch.tensor([3.0, 0.0, 0.1, 0.2, 3.0, 0.3, 0.4, 0.5], dtype=torch.float64)
     logits = torch.stack([preferences.roll(t) for t in range(N_EXPERTS)])
-    logits = logits - logits.logsumexp(dim=-1, keepdim=True) + 1
     batch = Batch(logits.expand(2, -1, -1), torch.ones(2, N_EXPERTS, dtype=torch.bool))
     assert float(case.rule().loss(routed(batch))) == pytest.approx(case.coefficient(), rel=1e-6)
 
@@ -189,7 +204,7 @@ def test_a_rule_counts_the_step_exactly_if_its_scope_is_the_batch(case: Case) ->
 def test_a_batch_without_tokens_adds_nothing(case: Case, n_sequences: int) -> None:
     rule = case.rule()
     logits = torch.zeros(0, N_EXPERTS, requires_grad=True)
-    routing = routing_of(logits, TOP_K, n_sequences)
+    routing = routing_of(logits, TOP_K, n_sequences)._replace(drawn=Drawn(logits, logits, logits))
     assert not rule.counts_step or not rule.count(routing).any()
     loss = rule.loss(routing)
     if loss is not None:
@@ -232,5 +247,6 @@ def test_the_state_of_a_rule_can_be_saved_and_read_back(case: Case) -> None:
     rule, other = case.rule(), case.rule()
     rule.after_step(torch.arange(N_EXPERTS))
     other.load_state_dict(rule.state_dict())
-    one, two = (selection_bias(torch.nn.ModuleDict({"rule": r})) for r in (rule, other))
-    assert (one is None and two is None) or torch.equal(one, two)
+    for steered in (selection_bias, selection_factor):
+        one, two = (steered(torch.nn.ModuleDict({"rule": r})) for r in (rule, other))
+        assert (one is None and two is None) or torch.equal(one, two)

@@ -36,21 +36,30 @@ def deepseek_v2_gates(logits: list[Tensor], top_k: int, n_devices: int, max_devi
 
 
 def deepseek_v3_gates(
-    logits: list[Tensor], bias: list[Tensor], top_k: int, n_nodes: int, max_nodes: int, scale: float
+    logits: list[Tensor], bias: list[Tensor], top_k: int, n_nodes: int, max_nodes: int, scale: float, summed: int = 2
 ) -> list[Tensor]:
     """arXiv 2412.19437, eqs 12-16 and section 2.1.2: the bias enters every choice and no weight.
 
-    A node is worth the sum of its K_r / M = 2 highest (biased) affinities.
+    A node is worth the sum of its `summed` highest (biased) affinities: K_r / M in the paper, 2 in the code.
     """
     scores = [logit.sigmoid() for logit in logits]
     biased = [score + b for score, b in zip(scores, bias, strict=True)]
     experts_per_node = len(scores) // n_nodes
     worth = [
-        sum(sorted(biased[n * experts_per_node : (n + 1) * experts_per_node], reverse=True)[:2]) for n in range(n_nodes)
+        sum(sorted(biased[n * experts_per_node : (n + 1) * experts_per_node], reverse=True)[:summed])
+        for n in range(n_nodes)
     ]
     nodes = best(worth, max_nodes)
     allowed = [i for i in range(len(scores)) if i // experts_per_node in nodes]
     chosen = [allowed[place] for place in best([biased[i] for i in allowed], top_k)]
+    total = sum(scores[i] for i in chosen) + 1e-20
+    return [scale * score / total if i in chosen else 0 * score for i, score in enumerate(scores)]
+
+
+def deepseek_v4_gates(logits: list[Tensor], bias: list[Tensor], top_k: int, scale: float) -> list[Tensor]:
+    """DeepSeek-V4: as V3 without nodes, the affinity being sqrt(softplus(u . e_i))."""
+    scores = [(1 + logit.exp()).log().sqrt() for logit in logits]
+    chosen = best([score + b for score, b in zip(scores, bias, strict=True)], top_k)
     total = sum(scores[i] for i in chosen) + 1e-20
     return [scale * score / total if i in chosen else 0 * score for i, score in enumerate(scores)]
 

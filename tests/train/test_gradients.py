@@ -1,11 +1,14 @@
 from dataclasses import replace
+from typing import Any, get_args
 
 import pytest
 import torch
 import torch.nn.functional as F
 from training_cases import small_model
 
+from moekit.config import balance
 from moekit.config.balance import CommunicationLoss, DeviceLoss, ExpertLoss, RouterZLoss, SequenceLoss
+from moekit.config.routing import TaskRouting, TopKRouting
 from moekit.config.run import RunConfig
 from moekit.model.transformer import Transformer
 from moekit.train.objective import Rows, objective
@@ -17,7 +20,19 @@ RULES = (
     *(ExpertLoss(coefficient=0.1, scope=scope) for scope in ("sequence", "batch")),
     *(DeviceLoss(coefficient=0.1, scope=scope, n_devices=4) for scope in ("sequence", "batch")),
     *(CommunicationLoss(coefficient=0.1, scope=s, n_devices=4, max_devices=2) for s in ("sequence", "batch")),
+    *(
+        cls(coefficient=0.1, scope=scope)
+        for cls in (balance.FirstChoiceLoss, balance.ImportanceLoss, balance.VarianceLoss)
+        for scope in ("sequence", "batch")
+    ),
+    balance.EntropyLoss(coefficient=0.1),
+    balance.CommonMassLoss(coefficient=0.1),
 )
+"""All but `load_loss`: its routing draws noise, and draws otherwise in other micro-batches."""
+
+
+def test_no_rule_is_forgotten() -> None:
+    assert {type(rule) for rule in RULES} == {*get_args(balance.BalanceRule)} - {balance.LoadLoss, balance.BiasBalance}
 
 
 def gradients(
@@ -32,8 +47,10 @@ def gradients(
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: f"{rule.kind}-{getattr(rule, 'scope', '')}")
-def test_one_micro_batch_of_8_and_4_of_2_give_the_same_gradient(small_run: RunConfig, rule: object) -> None:
-    config = replace(small_run, model=small_model(moe=replace(small_run.model.moe, balance=(rule,))))
+def test_one_micro_batch_of_8_and_4_of_2_give_the_same_gradient(small_run: RunConfig, rule: Any) -> None:
+    routing = TaskRouting(n_common=2) if "task" in rule.needs_kind else TopKRouting()
+    moe = replace(small_run.model.moe, routing=routing, balance=(rule,))
+    config = replace(small_run, model=small_model(moe=moe))
     ids = torch.randint(0, 300, (8, 18), generator=torch.Generator().manual_seed(3))
     whole, losses = gradients(config, 0, ids)
     parts, losses_of_parts = gradients(config, 2, ids)

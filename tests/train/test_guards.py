@@ -5,6 +5,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from moekit.config.routing import TaskRouting
 from moekit.config.run import RunConfig
 from moekit.data.corpus import prepare
 from moekit.model.transformer import Transformer
@@ -33,6 +34,16 @@ def test_an_infinite_gradient_stops_the_step_and_names_the_parameter(small_run: 
     weight.register_hook(lambda gradient: gradient * float("nan"))
     with pytest.raises(DivergedError, match=r"the gradient of layers\.2\.feed_forward\.experts\.down is not finite"):
         stepper.step(ids(), 0)
+
+
+def test_a_step_of_several_tasks_names_the_layer_too(small_run: RunConfig) -> None:
+    moe = replace(small_run.model.moe, routing=TaskRouting(n_tasks=2, n_common=2), balance=())
+    run = replace(small_run, model=replace(small_run.model, moe=moe))
+    stepper = Stepper(run, Transformer(run.model, torch.Generator().manual_seed(0)))
+    with torch.no_grad():
+        stepper.model.layers[1].attention.out.weight.fill_(float("nan"))
+    with pytest.raises(DivergedError, match="the output of layer 1"):
+        stepper.step(ids(), 5, torch.arange(8) % 2)
 
 
 class Saboteur:

@@ -31,8 +31,8 @@ class Reader:
         """One of our tensors, of `shape`. Raises InputError where a stored number is not finite."""
         joined = self._mapped(sources, dtype, device)
         if joined is not None:
-            return joined.view(*shape)
-        out = torch.empty(*shape, dtype=dtype, device=device)
+            return joined.view(tuple(shape))
+        out = torch.empty(tuple(shape), dtype=dtype, device=device)
         for source in sources:
             (out[source.piece.part] if source.piece.part else out).copy_(self.value(source, dtype))
         return out

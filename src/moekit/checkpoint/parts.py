@@ -37,7 +37,7 @@ def parts(model: Transformer) -> dict[str, Count]:
     moe = model.config.moe
     for name, parameter in model.named_parameters():
         part, total = part_of(name), parameter.numel()
-        shares = {"prediction module": 0, "routed experts": total * moe.top_k // moe.n_routed}
+        shares = {"prediction module": 0, "routed experts": total * moe.active_experts // moe.n_routed}
         counts[part] = Count(counts[part].total + total, counts[part].active + shares.get(part, total))
     order = sorted(counts.items(), key=lambda item: -item[1].total)
     return {part: count for part, count in order if count.total}

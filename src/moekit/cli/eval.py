@@ -3,11 +3,12 @@
 import argparse
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from moekit.cli.console import say, show_table
 from moekit.config.errors import InputError
 from moekit.config.files import read_json
+from moekit.config.routing import TaskRouting
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -56,6 +57,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--batch", type=int, default=8, metavar="N", help="windows at a time (%(default)s)")
     add("--device", default="cpu", help="where to compute (%(default)s)")
     add("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="auto: as the folder stores it")
+    add("--task", type=int, metavar="N", help="task of all texts, where the model routes by task (the domain's)")
     add("--fp8", action="store_true", help="also with weights and activations rounded to FP8 (simulated)")
     add("--json", action="store_true", help="print one JSON object")
 
@@ -76,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
     tokenizer = load_tokenizer(args.path)
     check_device(args.device)
     model = load(args.path, dtype=None if args.dtype == "auto" else args.dtype, device=args.device)
-    rows = evaluate_all(args.path, model, tokenizer, texts, (length, stride, args.batch), args.fp8)
+    rows = evaluate_all(args.path, model, tokenizer, texts, (length, stride, args.batch), args.fp8, args.task)
     if args.json:
         shape = {"sequence_length": length, "stride": stride}
         print(json.dumps({"path": args.path, **shape, "data": [_as_json(row) for row in rows]}))
@@ -93,32 +95,64 @@ def evaluate_all(
     texts: list[Data],
     shape: tuple[int, int, int],
     fp8: bool = False,
+    task: int | None = None,
 ) -> list[Row]:
-    """Evaluate each text in windows of `shape`: length, stride, and windows at a time; with `fp8` twice."""
+    """Evaluate each text in windows of `shape`: length, stride, and windows at a time; with `fp8` twice.
+
+    Where the model routes by task, that of a text is `task`, or else the number of the run's domain of its name.
+    """
     from moekit.checkpoint.load import stop_ids  # noqa: PLC0415
     from moekit.evaluate.baseline import compressed_bits_per_byte  # noqa: PLC0415
     from moekit.evaluate.text import start_id  # noqa: PLC0415
     from moekit.model.fp8 import simulated_fp8  # noqa: PLC0415
 
+    routing = model.config.moe.routing
+    if model.moe_layers() and not routing.causal:
+        say(f"note: {routing.kind} routing sees later tokens, so that these figures compare with no other model's")
     start = start_id(tokenizer, stop_ids(path))
     tokens = [_encode(tokenizer, data) for data in texts]
-    found = [_evaluate(model, ids, data, start, shape) for ids, data in zip(tokens, texts, strict=True)]
+    tasks = [task] * len(texts) if task is not None else text_tasks(path, model, texts)
+    given = list(zip(tokens, texts, tasks, strict=True))
+    found = [_evaluate(model, ids, data, start, shape, own) for ids, data, own in given]
     rows = [Row(data, one, compressed_bits_per_byte(data.text)) for data, one in zip(texts, found, strict=True)]
     if not fp8:
         return rows
     say("and again, with FP8 simulated")
     with simulated_fp8(model):
         return [
-            row._replace(fp8=_evaluate(model, ids, row.data, start, shape))
-            for ids, row in zip(tokens, rows, strict=True)
+            row._replace(fp8=_evaluate(model, ids, data, start, shape, own))
+            for row, (ids, data, own) in zip(rows, given, strict=True)
         ]
 
 
+def text_tasks(path: str, model: "Transformer", texts: list[Data]) -> list[int | None]:
+    """The number of the run's domain that each text is named after; None where the model does not route by task."""
+    routing = model.config.moe.routing
+    if not (model.moe_layers() and isinstance(routing, TaskRouting)):
+        return [None] * len(texts)
+    known = domains(path)
+    strange = next((data for data in texts if data.name not in known), None)
+    if strange is not None and routing.n_tasks > 1:
+        names = f"; call it {' or '.join(known)}" if known else ""
+        raise InputError(f"{strange.path}: this model routes by task; whose text is it?", f"give --task N{names}")
+    return [known.index(data.name) if data.name in known else None for data in texts]
+
+
+def domains(path: str) -> list[str]:
+    """The domains that a run of moekit was trained on, in their order; none for other folders."""
+    sources = _run_data(path).get("sources")
+    listed = sources if isinstance(sources, list) else []
+    return [str(source.get("domain")) for source in listed if isinstance(source, dict)]
+
+
 def held_out(path: str) -> list[Data]:
-    """The validation texts of a run of moekit, by domain."""
+    """The validation texts of a run of moekit, in the order of its domains."""
     if not Path(path).is_dir():
         raise InputError(f"{path}: no such folder", "give the folder of a model")
-    files = sorted((Path(path) / "validation").glob("*.txt"))
+    known = domains(path)
+    order = {name: number for number, name in enumerate(known)}
+    files = (Path(path) / "validation").glob("*.txt")
+    files = sorted(files, key=lambda file: (order.get(file.stem, len(known)), file.name))
     if not files:
         raise InputError("there is no text to evaluate", "name one: --data valid.txt")
     return [read(str(file)) for file in files]
@@ -126,12 +160,15 @@ def held_out(path: str) -> list[Data]:
 
 def trained_length(path: str) -> int | None:
     """The length of the sequences that a run of moekit was trained on; small models fail beyond it."""
-    file = Path(path) / "run.json"
-    if not file.is_file():
-        return None
-    data = read_json(file).get("data", {})
-    length = data.get("sequence_length") if isinstance(data, dict) else None
+    length = _run_data(path).get("sequence_length")
     return length if type(length) is int and length > 0 else None
+
+
+def _run_data(path: str) -> dict[str, Any]:
+    """The section `data` of `run.json`, where there is one."""
+    file = Path(path) / "run.json"
+    data = read_json(file).get("data") if file.is_file() else None
+    return data if isinstance(data, dict) else {}
 
 
 def read_all(options: list[str]) -> list[Data]:
@@ -174,7 +211,7 @@ def _encode(tokenizer: "Tokenizer", data: Data) -> list[int]:
 
 
 def _evaluate(
-    model: "Transformer", ids: list[int], data: Data, start: int, shape: tuple[int, int, int]
+    model: "Transformer", ids: list[int], data: Data, start: int, shape: tuple[int, int, int], task: int | None
 ) -> "Evaluation":
     import numpy as np  # noqa: PLC0415
     from rich.console import Console  # noqa: PLC0415
@@ -186,9 +223,10 @@ def _evaluate(
     if not console.is_terminal:
         say(f"evaluating {data.name}: {len(ids)} tokens")
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(data.name, total=len(ids))
+        bar = progress.add_task(data.name, total=len(ids))
+        size = len(data.text.encode())
         return evaluate_tokens(
-            model, np.array(ids), len(data.text.encode()), start, *shape, on_tokens=lambda n: progress.advance(task, n)
+            model, np.array(ids), size, start, *shape, on_tokens=lambda n: progress.advance(bar, n), task=task
         )
 
 

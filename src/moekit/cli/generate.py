@@ -29,6 +29,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--min-p", type=float, default=0.0, metavar="P", help="keep tokens with P times the best's (%(default)s)")
     add("--repetition-penalty", type=float, default=1.0, metavar="X", help="above 1: repeat less (%(default)s)")
     add("--stop", action="append", default=[], metavar="TEXT", help="end a text before this string; repeatable")
+    add("--task", type=int, metavar="N", help="task of the texts, where the model routes by task")
     add("--seed", type=int, default=0, help="the same seed gives the same text (%(default)s)")
     add("--device", default="cpu", help="where to compute (%(default)s)")
     add("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="auto: as the folder stores it")
@@ -44,12 +45,17 @@ def run(args: argparse.Namespace) -> int:
 
     from moekit.checkpoint.load import load, load_config, stop_ids  # noqa: PLC0415 - torch only when it is needed
     from moekit.cli.device import check_device  # noqa: PLC0415
+    from moekit.evaluate.loss import check_tasks  # noqa: PLC0415
+    from moekit.generation.generate import check_causal  # noqa: PLC0415
     from moekit.generation.text import Stop, complete, encode_prompt  # noqa: PLC0415
 
     config = load_config(args.path)
     tokenizer = _tokenizer(args)
     ends = stop_ids(args.path)
     prompts = rows_of_ids or [encode_prompt(tokenizer, text, ends) for text in args.prompt if tokenizer is not None]
+    # Before anything is printed: a prompt that is shown and not continued would look like an answer.
+    check_causal(config)
+    check_tasks(config, args.task, len(prompts))
     _check_lengths(prompts, args.max_new_tokens, config.max_positions)
     check_device(args.device)
     model = load(args.path, dtype=None if args.dtype == "auto" else args.dtype, device=args.device)
@@ -66,6 +72,7 @@ def run(args: argparse.Namespace) -> int:
         args.seed,
         Stop(ids=ends, strings=tuple(args.stop)),
         on_text=(lambda _, text: _show(text)) if live else None,
+        task=args.task,
     )
     if args.json:
         print(json.dumps(as_json(done.rows, done.speed)))

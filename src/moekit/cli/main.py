@@ -12,6 +12,7 @@ from moekit.config.errors import InputError
 
 VERBS = {
     "train": ("train", "train a model from a preset or a TOML file, on text"),
+    "sweep": ("sweep", "train several variants over several seeds on the same data, and compare them"),
     "plan": ("plan", "what a model stores and computes, whether it fits a machine, how fast it can be there"),
     "generate": ("generate", "continue a prompt"),
     "eval": ("eval", "loss, perplexity and bits per byte of text files"),

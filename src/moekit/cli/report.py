@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moekit.cli.console import say, show_table
-from moekit.cli.eval import Data, Row, evaluate_all, held_out, trained_length
+from moekit.cli.eval import Data, Row, evaluate_all, held_out, text_tasks, trained_length
 from moekit.config.errors import InputError
 from moekit.config.files import read_json
 from moekit.report.page import render
@@ -73,6 +73,9 @@ def build(args: argparse.Namespace, folder: Path) -> Report:
     check_device(args.device)
     model, tokenizer = load(folder, device=args.device), load_tokenizer(folder)
     texts = held_out(str(folder))
+    # Tracing takes a text's place for its task.
+    if any(task not in (None, place) for place, task in enumerate(text_tasks(str(folder), model, texts))):
+        raise InputError(f"{folder / 'validation'}: lacks the text of a domain", "the model routes by task")
     length = trained_length(str(folder)) or 256
     rows = evaluate_all(str(folder), model, tokenizer, texts, (length, length // 2, 16))
     tokens = {data.name: np.array(tokenizer.encode(data.text).ids) for data in texts}
@@ -87,7 +90,7 @@ def build(args: argparse.Namespace, folder: Path) -> Report:
         compression=[_compression(row) for row in rows],
         metrics=metrics,
         experts=use,
-        samples=_samples(model, tokenizer, texts, args),
+        samples=_samples(model, tokenizer, texts, args) if _can_write(model) else [],
     )
 
 
@@ -113,6 +116,15 @@ def _compression(row: Row) -> Compression:
     return Compression(domain=row.data.name, bits_per_byte=bits, gzip=row.compressors["gzip"], xz=row.compressors["xz"])
 
 
+def _can_write(model: "Transformer") -> bool:
+    """Whether a token's experts depend on earlier tokens alone; says so where they do not."""
+    routing = model.config.moe.routing
+    if not model.moe_layers() or routing.causal:
+        return True
+    say(f"no samples: {routing.kind} routing sees later tokens, so that this model cannot write")
+    return False
+
+
 def _samples(model: "Transformer", tokenizer: "Tokenizer", texts: list[Data], args: argparse.Namespace) -> list[Sample]:
     from moekit.checkpoint.load import stop_ids  # noqa: PLC0415
     from moekit.generation.sampling import SamplingConfig  # noqa: PLC0415
@@ -123,7 +135,8 @@ def _samples(model: "Transformer", tokenizer: "Tokenizer", texts: list[Data], ar
     sampling = SamplingConfig(temperature=args.temperature, top_p=0.95)
     room = max(model.config.max_positions - PROMPT_TOKENS, 1)
     stop = Stop(ids=tuple(stop_ids(args.path)))
-    done = complete(model, tokenizer, prompts, min(SAMPLE_TOKENS, room), sampling, args.seed, stop)
+    tasks = [task for task in text_tasks(args.path, model, texts) if task is not None] or None
+    done = complete(model, tokenizer, prompts, min(SAMPLE_TOKENS, room), sampling, args.seed, stop, task=tasks)
     return [
         Sample(domain=data.name, prompt=tokenizer.decode(prompt), continuation=row.text or "")
         for data, prompt, row in zip(texts, prompts, done.rows, strict=True)

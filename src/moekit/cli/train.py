@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from moekit.cli.run_folder import RUN, check_run_folder, read_run
+from moekit.config.catalogue import help_lines
 from moekit.config.codec import overrides, to_toml, update
 from moekit.config.describe import describe
 from moekit.config.errors import ConfigError, InputError, check
 from moekit.config.presets.load import load_run, preset_names
+from moekit.config.routing import TaskRouting
 from moekit.config.run import DataConfig, RunConfig, Source
 
 SETTINGS = True
@@ -40,7 +42,7 @@ def help_settings(args: argparse.Namespace) -> str:
     """The settings with their values in the preset or file named on the command line."""
     config = load_run(args.name) if args.name else RunConfig()
     lines = [f"  --{item.key.replace('_', '-')} {item.value}\n      {item.text}" for item in describe(config)]
-    return "settings" + (f" of {args.name}" if args.name else "") + ":\n" + "\n".join(lines)
+    return "settings" + (f" of {args.name}" if args.name else "") + ":\n" + "\n".join([*lines, *help_lines()])
 
 
 def run(args: argparse.Namespace, settings: list[tuple[str, str]]) -> int:
@@ -74,7 +76,7 @@ def resolve(args: argparse.Namespace, settings: list[tuple[str, str]], folder: P
     if args.data:
         config = replace(config, data=replace(config.data, sources=tuple(map(parse_source, args.data))))
     config = update(config, overrides(settings))
-    _check_fit(config)
+    check_fit(config)
     if stored is not None:
         _check_same(config, stored, folder)
     return config
@@ -88,11 +90,15 @@ def parse_source(text: str) -> Source:
     return Source(path=path, domain=name) if equals else Source(path=text, domain=Path(text).stem)
 
 
-def _check_fit(config: RunConfig) -> None:
+def check_fit(config: RunConfig) -> None:
     """What no section of the configuration can see alone."""
     length, limit = config.data.sequence_length, config.model.max_positions
     message = f"{length} exceeds model.max_positions = {limit}"
     check(length <= limit, "data.sequence_length", message, "shorten the sequences, or raise model.max_positions")
+    routing, n_sources = config.model.moe.routing, len(config.data.sources)
+    if isinstance(routing, TaskRouting) and n_sources:
+        message = f"{routing.n_tasks} tasks, but the data has {n_sources} domains, each of which is a task"
+        check(routing.n_tasks == n_sources, "model.moe.routing.n_tasks", message, f"set it to {n_sources}")
     board = not config.train.tensorboard or find_spec("tensorboard") is not None
     check(board, "train.tensorboard", "the package tensorboard is not installed", 'pip install "moekit[tensorboard]"')
     for index, source in enumerate(config.data.sources):

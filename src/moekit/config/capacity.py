@@ -7,15 +7,26 @@ from moekit.config.errors import check, check_positive
 
 Drop = Literal["position", "probability", "batch_priority", "random"]
 """Whom an expert turns away: the last (first choices before second ones), those of the lowest weight, the tokens whose
-best weight is lowest (first choices before second ones: V-MoE, arXiv 2106.05974), or anyone."""
+best weight is lowest (first choices before second ones: V-MoE, arXiv 2106.05974), or anyone (outside training the last,
+so that evaluation has one result)."""
 
 Dropped = Literal["shared", "residual", "next_best"]
 """What a token keeps whose every expert is full: the shared experts, nothing but the residual stream, or its next best
 experts with room."""
 
 
+class CapacityConfig:
+    """What every capacity tells without torch."""
+
+    __slots__ = ()
+
+    def state_size(self, n_choices: int) -> int:  # noqa: ARG002
+        """Numbers that a layer keeps for it, of `n_choices` experts."""
+        return 0
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ExpertCapacity:
+class ExpertCapacity(CapacityConfig):
     """Each expert serves ceil(factor x top_k x tokens / experts) places (arXiv 2101.03961, eq 3)."""
 
     kind: Literal["expert"] = "expert"
@@ -35,7 +46,7 @@ class ExpertCapacity:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class DynamicCapacity:
+class DynamicCapacity(CapacityConfig):
     """As `expert`, with a factor for each expert that shrinks while the expert is idle and grows while it overflows."""
 
     kind: Literal["dynamic"] = "dynamic"
@@ -71,9 +82,12 @@ class DynamicCapacity:
         check(inside, "factor", f"{self.factor} lies outside {self.smallest} to {self.largest}")
         check(0 <= self.decay < 1, "decay", f"{self.decay} must lie between 0 and 1")
 
+    def state_size(self, n_choices: int) -> int:
+        return 2 * n_choices
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class DeviceCapacity:
+class DeviceCapacity(CapacityConfig):
     """Each device serves ceil(factor x top_k x tokens / devices) places, the weightiest (arXiv 2405.04434, 2.2.4)."""
 
     kind: Literal["device"] = "device"

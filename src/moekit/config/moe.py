@@ -51,6 +51,8 @@ class MoEConfig:
         check(0 <= self.expert_dropout < 1, "expert_dropout", f"{self.expert_dropout} must lie between 0 and 1")
         self.routing.check(self.n_routed, self.top_k)
         self._check_balance()
+        limited = self.capacity is not None and not self.routing.drops
+        check(not limited, "capacity", f"{self.routing.kind} routing sends no tokens that an expert could turn away")
         if isinstance(self.capacity, DeviceCapacity):
             self._check_devices("capacity.n_devices", self.capacity.n_devices)
 
@@ -63,10 +65,12 @@ class MoEConfig:
         for rule in self.balance:
             if (n_devices := getattr(rule, "n_devices", None)) is not None:
                 self._check_devices(f"balance.{rule.kind}.n_devices", n_devices)
-            kind = self.routing.kind
-            check(self.routing.learns, f"balance.{rule.kind}", f"{kind} routing has no router to balance")
-            steers = self.routing.steerable or not getattr(rule, "steers", False)
-            check(steers, f"balance.{rule.kind}", f"a bias cannot steer {kind} routing, which balances by itself")
+            kind, key = self.routing.kind, f"balance.{rule.kind}"
+            check(self.routing.learns, key, f"{kind} routing has no router to balance")
+            steers = self.routing.steerable or not rule.steers
+            check(steers, key, f"a bias cannot steer {kind} routing, which balances by itself")
+            fits = not rule.needs_kind or kind in rule.needs_kind
+            check(fits, key, f"needs {' or '.join(rule.needs_kind)} routing, not {kind}")
 
     def _check_devices(self, key: str, n_devices: int) -> None:
         if self.n_routed % n_devices:
@@ -76,6 +80,11 @@ class MoEConfig:
     def shared_width(self) -> int:
         """Inner width of the fused shared block."""
         return self.n_shared * (self.shared_expert_width or self.expert_width)
+
+    @property
+    def active_experts(self) -> int:
+        """Experts whose matrices a token meets; of `projection` routing as many matrices as so many experts have."""
+        return sum(chosen for _, chosen in self.pools) * self.routing.matrices // 3
 
     @property
     def top_k_routing(self) -> TopKRouting:
@@ -101,9 +110,10 @@ def check_router_learns(config: MoEConfig) -> None:
     Such a layer computes what it was made to compute, but training could not improve its choice.
     """
     routing = config.routing
-    if config.top_k > 1 or config.n_routed == 1:
+    if not any(chosen == 1 < size for size, chosen in config.pools):
         return
-    message = "with top_k = 1 the weight is always 1 and the router gets no gradient from the output"
+    choice = "top_k = 1" if len(config.pools) == 1 else f"one choice of a pool ({routing.kind} routing)"
+    message = f"with {choice} the weight is always 1 and the router gets no gradient from the output"
     renormalised = getattr(routing, "renormalise", False)
     check(not renormalised, "routing.renormalise", message, "set it to false, or raise top_k")
     late = isinstance(routing, TopKRouting) and routing.order == "top_k_then_score" and routing.score == "softmax"

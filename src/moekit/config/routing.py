@@ -17,6 +17,10 @@ class SelectionConfig:
     """whether there is a router that a loss can train"""
     steerable: ClassVar[bool] = True
     """whether a selection bias can steer the choice"""
+    drops: ClassVar[bool] = True
+    """whether an expert's capacity can turn tokens away"""
+    matrices: ClassVar[int] = 3
+    """matrices that one choice brings: gate, up and down of an expert"""
 
     @property
     def causal(self) -> bool:
@@ -145,6 +149,9 @@ class HashRouting(SelectionConfig):
     def n_centroids(self, n_routed: int) -> int:  # noqa: ARG002
         return 0
 
+    def extra_parameters(self, n_routed: int, top_k: int, width: int) -> int:  # noqa: ARG002
+        return self.vocab_size * top_k
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BaseRouting(SelectionConfig):
@@ -190,6 +197,9 @@ class ExpertChoiceRouting(SelectionConfig):
     def causal(self) -> bool:
         return self.decode == "threshold"
 
+    def extra_parameters(self, n_routed: int, top_k: int, width: int) -> int:  # noqa: ARG002
+        return n_routed
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TopPRouting(SelectionConfig):
@@ -220,6 +230,9 @@ class HybridRouting(SelectionConfig):
         check_positive(self, "threshold")
         check(0 <= self.decay < 1, "decay", f"{self.decay} must lie between 0 and 1")
 
+    def extra_parameters(self, n_routed: int, top_k: int, width: int) -> int:  # noqa: ARG002
+        return 2 * n_routed
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SoftRouting(SelectionConfig):
@@ -229,6 +242,7 @@ class SoftRouting(SelectionConfig):
     slots: int = 1
     """means that each expert works on, for each sequence"""
     steerable: ClassVar[bool] = False
+    drops: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_positive(self, "slots")
@@ -242,6 +256,9 @@ class SoftRouting(SelectionConfig):
 
     def n_centroids(self, n_routed: int) -> int:
         return n_routed * self.slots
+
+    def extra_parameters(self, n_routed: int, top_k: int, width: int) -> int:  # noqa: ARG002
+        return 1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -307,6 +324,7 @@ class ProjectionRouting(SelectionConfig):
     kind: Literal["projection"] = "projection"
     renormalise: bool = True
     """divide the chosen weights of each projection by their sum"""
+    matrices: ClassVar[int] = 1
 
     def pools(self, n_routed: int, top_k: int) -> tuple[tuple[int, int], ...]:
         return ((n_routed, top_k),) * 3

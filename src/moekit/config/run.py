@@ -49,6 +49,19 @@ class DataConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class RouterOptim:
+    """What is otherwise with the routers: their centroids, and what their selection rules train."""
+
+    lr: float = 0.0
+    """peak learning rate of the routers; 0: that of everything else that AdamW moves"""
+    warmup_steps: int = 0
+    """steps over which the routers' learning rate rises from 0; 0: as many as for the rest"""
+
+    def __post_init__(self) -> None:
+        check_not_negative(self, "lr", "warmup_steps")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class OptimConfig:
     """How a gradient becomes a step."""
 
@@ -76,10 +89,14 @@ class OptimConfig:
     """share of the steps over which wsd falls"""
     final_share: float = 0.0
     """learning rate at the last step, as a share of the peak"""
+    router: RouterOptim = RouterOptim()
+    """what is otherwise with the routers"""
+    alternate: int = 0
+    """freeze the routers for so many steps, then the routed experts for as many, and so on; 0: all learn always"""
 
     def __post_init__(self) -> None:
         check_positive(self, "lr", "adam_lr")
-        check_not_negative(self, "weight_decay", "clip", "warmup_steps")
+        check_not_negative(self, "weight_decay", "clip", "warmup_steps", "alternate")
         for key in ("momentum", "beta1", "beta2", "decay_share", "final_share"):
             value = getattr(self, key)
             check(0 <= value <= 1, key, f"{value} must lie between 0 and 1")

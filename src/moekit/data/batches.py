@@ -1,15 +1,25 @@
 """Batches of consecutive tokens, mixed from the domains by weight, that can stop and go on at any row."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Int, UInt
+from jaxtyping import Float64, Int, UInt
 from torch import Tensor
 
 from moekit.config.errors import InputError
 from moekit.data.corpus import Domain
+
+COUNTED = 2**24
+"""Tokens counted at a time: numpy counts in 64 bits, four times the size of a stored token."""
+
+
+class Batch(NamedTuple):
+    """Rows of tokens, and the number of the domain that each comes from."""
+
+    ids: Int[Tensor, "B W"]
+    domains: Int[Tensor, " B"]
 
 
 class Batches:
@@ -29,10 +39,11 @@ class Batches:
         self._shares = [domain.weight / total for domain in domains]
         self._drawn = [0] * len(domains)
 
-    def next(self) -> Int[Tensor, "B W"]:
-        """The next rows [batch, sequence_length + extra]."""
-        rows = [self._readers[self._choose()].next() for _ in range(self.batch)]
-        return torch.from_numpy(np.stack(rows).astype(np.int64))
+    def next(self) -> Batch:
+        """The next rows [batch, sequence_length + extra], and whose they are."""
+        domains = [self._choose() for _ in range(self.batch)]
+        rows = [self._readers[domain].next() for domain in domains]
+        return Batch(torch.from_numpy(np.stack(rows).astype(np.int64)), torch.tensor(domains))
 
     def position(self) -> dict[str, int | list[int]]:
         """Where the next row comes from, as plain data for a checkpoint."""
@@ -68,6 +79,17 @@ class Batches:
         chosen = min(behind, key=lambda d: (self._drawn[d] + 1) / self._shares[d])
         self._drawn[chosen] += 1
         return chosen
+
+
+def id_shares(domains: Sequence[Domain], vocab_size: int) -> Float64[np.ndarray, " V"]:
+    """The share of each token id in the training text, each domain by its weight."""
+    total = sum(domain.weight for domain in domains)
+    shares = np.zeros(vocab_size)
+    for domain in domains:
+        parts = (domain.train[start : start + COUNTED] for start in range(0, domain.train.size, COUNTED))
+        counts = sum((np.bincount(part, minlength=vocab_size) for part in parts), np.zeros(vocab_size, np.int64))
+        shares += domain.weight / total / max(domain.train.size, 1) * counts
+    return shares
 
 
 class _Reader:

@@ -1,6 +1,6 @@
 """The negative log-likelihood of each token of a long text, read through overlapping windows."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from jaxtyping import Float64, Integer
 
 from moekit.config.errors import InputError
+from moekit.config.model import ModelConfig
+from moekit.config.routing import TaskRouting
 from moekit.evaluate.mode import evaluation_mode
 from moekit.model.transformer import Transformer
 from moekit.tensors import Float, Int, Tensor
@@ -47,12 +49,13 @@ def sequence_nll(
     stride: int,
     batch: int = 8,
     on_tokens: Callable[[int], None] | None = None,
+    task: int | None = None,
 ) -> Float64[np.ndarray, " N"]:
     """-ln p of each token given those before it in its window, in nats.
 
     The id `start` stands before the text, so that its first token is predicted too. A window moves on by `stride`
     tokens: stride = sequence_length gives plain windows, a smaller stride more context and more work. `on_tokens`
-    hears how many tokens each batch has counted.
+    hears how many tokens each batch has counted. `task` is the text's, where the model routes by task.
     """
     _check(model, tokens, start, sequence_length, stride, batch)
     device = model.embedding.weight.device
@@ -60,7 +63,7 @@ def sequence_nll(
     with evaluation_mode(model):
         for group in _batches(windows(len(tokens), sequence_length, stride), batch):
             ids = torch.stack([_inputs(tokens, start, window) for window in group]).to(device)
-            states = model.hidden(ids).states
+            states = model.hidden(ids, tasks=row_tasks(model, task, len(ids))).states
             kept = torch.cat([row[w.counted - w.begin :] for row, w in zip(states, group, strict=True)])
             targets = np.concatenate([tokens[w.counted : w.end] for w in group]).astype(np.int64)
             losses = _token_losses(model, kept, torch.from_numpy(targets).to(device)).double().cpu().numpy()
@@ -71,6 +74,41 @@ def sequence_nll(
             if on_tokens is not None:
                 on_tokens(done)
     return nll
+
+
+def routes_by_task(config: ModelConfig) -> bool:
+    """Whether the model must know the task of each sequence."""
+    return bool(config.moe_layers) and isinstance(config.moe.routing, TaskRouting)
+
+
+def check_tasks(config: ModelConfig, task: int | Sequence[int] | None, n_rows: int) -> None:
+    """Raise an InputError unless `task`, one for all rows or one for each, is what the model needs to be told."""
+    routing = config.moe.routing
+    if not (isinstance(routing, TaskRouting) and routes_by_task(config)):
+        if task is not None:
+            raise InputError(f"`task`: {task} is given, but this model does not route by task", "leave it out")
+        return
+    hint = f"tasks go from 0 to {routing.n_tasks - 1}, in the order of the domains the model was trained on"
+    if task is None and routing.n_tasks > 1:
+        raise InputError("`task`: this model routes by task and must be told which", hint)
+    each = [task or 0] if task is None or isinstance(task, int) else task
+    wrong = [number for number in each if not 0 <= number < routing.n_tasks]
+    if wrong:
+        raise InputError(f"`task`: {wrong[0]} is not one of the model's", hint)
+    if not isinstance(task, int | None) and len(task) != n_rows:
+        raise InputError(f"`task`: {len(task)} tasks for {n_rows} sequences", "give one for all, or one for each")
+
+
+def row_tasks(model: Transformer, task: int | Sequence[int] | None, n_rows: int) -> Int[Tensor, " B"] | None:
+    """The task of each of `n_rows` sequences, given one for all or each its own; None where the model has no tasks.
+
+    Raises an InputError as `check_tasks` does.
+    """
+    check_tasks(model.config, task, n_rows)
+    if not routes_by_task(model.config):
+        return None
+    each = [task or 0] * n_rows if task is None or isinstance(task, int) else list(task)
+    return torch.tensor(each, dtype=torch.long, device=model.embedding.weight.device)
 
 
 def _batches(all_windows: list[Window], batch: int) -> Iterator[list[Window]]:

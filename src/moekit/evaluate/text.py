@@ -38,7 +38,7 @@ class Evaluation(NamedTuple):
     bytes: int
 
 
-def evaluate_tokens(
+def evaluate_tokens(  # noqa: PLR0913 - the arguments of `sequence_nll`, and the size of the text
     model: Transformer,
     tokens: Integer[np.ndarray, " N"],
     n_bytes: int,
@@ -47,11 +47,13 @@ def evaluate_tokens(
     stride: int,
     batch: int = 8,
     on_tokens: Callable[[int], None] | None = None,
+    *,
+    task: int | None = None,
 ) -> Evaluation:
     """Evaluate the tokens of a text of `n_bytes` UTF-8 bytes; the other arguments are those of `sequence_nll`."""
     if n_bytes < 1:
         raise InputError("there is no text to evaluate")
-    nll = sequence_nll(model, tokens, start, sequence_length, stride, batch, on_tokens)
+    nll = sequence_nll(model, tokens, start, sequence_length, stride, batch, on_tokens, task)
     loss = float(nll.mean())
     if not math.isfinite(loss):
         raise FloatingPointError(f"the model's loss on this text is {loss}")

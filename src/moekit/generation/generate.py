@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 from moekit.config.errors import InputError
 from moekit.config.model import ModelConfig
+from moekit.evaluate.loss import row_tasks
 from moekit.evaluate.mode import evaluation_mode
 from moekit.generation.sampling import SamplingConfig, next_token
 from moekit.model.transformer import Transformer
@@ -48,20 +49,21 @@ def generate(  # noqa: PLR0913, PLR0917 - one flat list of options is what calle
     mask: Bool[Tensor, "B S"] | None = None,
     stop_ids: Sequence[int] = (),
     on_token: OnToken | None = None,
+    task: int | Sequence[int] | None = None,
 ) -> Int[Tensor, "B total"]:
     """Prompts [B, S] and new tokens, [B, S + max_new_tokens]; fewer once every row has met a stop id.
 
     Temperature 0 is greedy; the other sampling options are those of `SamplingConfig`. `mask` is False at padding,
     which stands on the left. A row that has met a stop id is filled with it. `on_token` hears each new token of
-    every row and may return True to end.
+    every row and may return True to end. `task` is that of all rows, or one for each, where the model routes by task.
     """
     sampling = SamplingConfig(
         temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty
     )
-    return extend(model, ids, max_new_tokens, sampling, seed, mask, stop_ids, on_token).ids
+    return extend(model, ids, max_new_tokens, sampling, seed, mask, stop_ids, on_token, task=task).ids
 
 
-def extend(
+def extend(  # noqa: PLR0913 - the arguments of `generate`
     model: Transformer,
     ids: Int[Tensor, "B S"],
     max_new_tokens: int,
@@ -70,12 +72,15 @@ def extend(
     mask: Bool[Tensor, "B S"] | None = None,
     stop_ids: Sequence[int] = (),
     on_token: OnToken | None = None,
+    *,
+    task: int | Sequence[int] | None = None,
 ) -> Generated:
     """As `generate`, with the sampling options as one value and the speed in the result."""
     check_prompt(model, ids, mask)
     if max_new_tokens < 0:
         raise InputError(f"`max_new_tokens`: {max_new_tokens} must not be negative")
     (n_rows, n_prompt), device = ids.shape, ids.device
+    tasks = row_tasks(model, task, n_rows)
     n_real = ids.numel() if mask is None else int(mask.sum())
     room = F.pad(ids.long(), (0, max_new_tokens))
     real = None if mask is None else F.pad(mask, (0, max_new_tokens), value=True)
@@ -87,7 +92,7 @@ def extend(
         cache = model.new_cache(n_prompt + max_new_tokens)
         for end in range(n_prompt, n_prompt + max_new_tokens):
             # Only the last state meets the head: [B S V] of a long prompt would be gigabytes.
-            logits = model.head(model.hidden(fresh, cache, mask).states[:, -1])
+            logits = model.head(model.hidden(fresh, cache, mask, tasks).states[:, -1])
             seen = None if real is None else real[:, :end]
             token = next_token(logits, sampling, room[:, :end], seen, generator)
             token = torch.where(stopped, room[:, end - 1], token)
@@ -123,6 +128,10 @@ def check_causal(config: ModelConfig) -> None:
     if config.moe_layers and not routing.causal:
         hint = "train it with model.moe.routing.decode = threshold" if hasattr(routing, "decode") else ""
         raise InputError(f"{routing.kind} routing looks at later tokens, so that this model cannot generate", hint)
+    capacity = config.moe.capacity
+    if config.moe_layers and capacity is not None and capacity.in_evaluation:
+        message = "capacities that drop outside training depend on later tokens, so that this model cannot generate"
+        raise InputError(message, "set model.moe.capacity.in_evaluation to false in its config.json")
 
 
 def _now(device: torch.device) -> float:

@@ -45,7 +45,7 @@ class Padded(NamedTuple):
     mask: Bool[Tensor, "B S"] | None
 
 
-def complete(
+def complete(  # noqa: PLR0913 - the arguments of `extend`, as text
     model: Transformer,
     tokenizer: Tokenizer | None,
     prompts: Sequence[Sequence[int]],
@@ -54,11 +54,14 @@ def complete(
     seed: int = 0,
     stop: Stop = Stop(),
     on_text: Callable[[int, str], None] | None = None,
+    *,
+    task: int | Sequence[int] | None = None,
 ) -> Completions:
     """Continue each prompt until it meets a stop, or for `max_new_tokens`. Greedy text is that of each prompt alone.
 
     `on_text` hears the number of a prompt and its new text: whole characters that no stop string will cut off.
-    Without a tokenizer there are ids only.
+    Without a tokenizer there are ids only. `task` is that of all prompts, or one for each, where the model routes by
+    task.
     """
     if tokenizer is None and stop.strings:
         raise InputError("stop strings need a tokenizer")
@@ -74,7 +77,7 @@ def complete(
         return all(row.done for row in rows)
 
     ids, mask = pad_left(prompts, model.embedding.weight.device)
-    speed = extend(model, ids, max_new_tokens, sampling, seed, mask, stop.ids, on_token).speed
+    speed = extend(model, ids, max_new_tokens, sampling, seed, mask, stop.ids, on_token, task=task).speed
     for index, row in enumerate(rows):
         tell(index, row.finish())
     return Completions(tuple(Completion(row.ids, row.text if tokenizer else None) for row in rows), speed)

@@ -126,8 +126,7 @@ class Transformer(nn.Module):
         with torch.device("meta"):
             shapes = Transformer(self.config)
         stored = sum(p.numel() for p in shapes.parameters())
-        unused = sum(size - chosen for size, chosen in moe.pools) * 3 // len(moe.pools)
-        idle = layers * unused * moe.expert_width * self.config.width
+        idle = layers * (moe.n_routed - moe.active_experts) * 3 * moe.expert_width * self.config.width
         prediction = 0 if shapes.mtp is None else sum(p.numel() for p in shapes.mtp.parameters())
         return Size(stored, stored - prediction - idle)
 

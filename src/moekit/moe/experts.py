@@ -2,14 +2,25 @@
 
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from moekit.moe.dispatch import Dispatch
-from moekit.tensors import Float, Tensor
+from moekit.tensors import Bool, Float, Tensor
+
+
+class Kept(NamedTuple):
+    """Expert dropout of one pass: the inner numbers that stay, and the factor 1 / (1 - p) by which they grow."""
+
+    mask: Bool[Tensor, "R I"]
+    factor: float
+
+    def drop_(self, inner: Float[Tensor, "R I"]) -> Float[Tensor, "R I"]:
+        """`inner`, or its gradient, changed in place."""
+        return inner.mul_(self.mask).mul_(self.factor)
 
 
 class Experts(nn.Module):
@@ -17,7 +28,8 @@ class Experts(nn.Module):
 
     `stored` gives one expert's two matrices where the stacks are still on disk: without gradients, experts to which no
     token comes are then never read. `round_inner` rounds silu(gate) * up before the second product; its gradient is
-    taken to be the identity's.
+    taken to be the identity's. In training, a share `dropout` of silu(gate) * up is zeroed and the rest scaled by
+    1 / (1 - dropout), as in the fine-tuning of arXiv 2101.03961, section 2.4.
     """
 
     def __init__(self, n_experts: int, width: int, expert_width: int, dropout: float = 0.0) -> None:
@@ -28,22 +40,38 @@ class Experts(nn.Module):
         self.down = nn.Parameter(torch.empty(n_experts, width, expert_width))
         self.round_inner: Callable[[Tensor], Tensor] | None = None
 
-    def forward(self, x: Float[Tensor, "T D"], weights: Float[Tensor, "T K"], plan: Dispatch) -> Float[Tensor, "T D"]:
-        """The weighted sum, for each token, of the experts that serve it."""
+    def forward(
+        self,
+        x: Float[Tensor, "T D"],
+        weights: Float[Tensor, "T K"],
+        plan: Dispatch,
+        generator: torch.Generator | None = None,
+    ) -> Float[Tensor, "T D"]:
+        """The weighted sum, for each token, of the experts that serve it. Dropout draws from `generator`."""
+        kept = self._draw(x, plan, generator) if self.training and self.dropout else None
         if self.stored is not None and not torch.is_grad_enabled():
-            return self._from_store(x, weights, plan, self.stored)
-        return _ExpertBlock.apply(x, weights, self.gate_up, self.down, plan, self.round_inner)
+            return self._from_store(x, weights, plan, self.stored, kept)
+        return _ExpertBlock.apply(x, weights, self.gate_up, self.down, plan, self.round_inner, kept)
+
+    def _draw(self, x: Tensor, plan: Dispatch, generator: torch.Generator | None) -> Kept:
+        mask = torch.empty(plan.n_rows, self.down.shape[-1], dtype=torch.bool, device=x.device)
+        return Kept(mask.bernoulli_(1 - self.dropout, generator=generator), 1 / (1 - self.dropout))
 
     def _from_store(
-        self, x: Tensor, weights: Tensor, plan: Dispatch, stored: Callable[[int], tuple[Tensor, Tensor]]
+        self,
+        x: Tensor,
+        weights: Tensor,
+        plan: Dispatch,
+        stored: Callable[[int], tuple[Tensor, Tensor]],
+        kept: Kept | None,
     ) -> Tensor:
         out = x.new_empty(plan.n_rows, x.shape[-1])
         for expert, (start, end) in enumerate(pairwise(plan.bounds)):
             if end > start:
                 gate_up, down = stored(expert)
                 gate, up = F.linear(x.index_select(0, plan.tokens[start:end]), gate_up).chunk(2, dim=-1)
-                inner = F.silu(gate) * up
-                inner = inner if self.round_inner is None else self.round_inner(inner)
+                rows = None if kept is None else kept._replace(mask=kept.mask[start:end])
+                inner = _before_down(F.silu(gate) * up, rows, self.round_inner)
                 torch.mm(inner, down.mT, out=out[start:end])
         return _sum_rows(out, plan, weights)
 
@@ -63,22 +91,23 @@ class _ExpertBlock(torch.autograd.Function):
         down: Tensor,
         plan: Dispatch,
         round_inner: Callable[[Tensor], Tensor] | None,
+        kept: Kept | None,
     ) -> Tensor:
         hidden = _per_expert(x.index_select(0, plan.tokens), gate_up.mT, plan)
         gate, up = hidden.chunk(2, dim=-1)
-        inner = F.silu(gate) * up
-        out = _per_expert(inner if round_inner is None else round_inner(inner), down.mT, plan)
+        out = _per_expert(_before_down(F.silu(gate) * up, kept, round_inner), down.mT, plan)
         ctx.save_for_backward(x, weights, gate_up, down, hidden)
-        ctx.plan, ctx.round_inner = plan, round_inner
+        ctx.plan, ctx.round_inner, ctx.kept = plan, round_inner, kept
         return _sum_rows(out, plan, weights)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, weights, gate_up, down, hidden = ctx.saved_tensors
         plan: Dispatch = ctx.plan
+        kept: Kept | None = ctx.kept
         gate, up = hidden.chunk(2, dim=-1)
         silu = F.silu(gate)
-        inner = silu * up if ctx.round_inner is None else ctx.round_inner(silu * up)
+        inner = _before_down(silu * up, kept, ctx.round_inner)
         # Rows of padding hold some token's values; with a gradient of zero they add nothing anywhere.
         grad_out = grads[0].to(x.dtype).index_select(0, plan.tokens).index_fill_(0, plan.padding, 0)
         weight = _to_rows(weights.to(x.dtype), plan)
@@ -88,13 +117,21 @@ class _ExpertBlock(torch.autograd.Function):
         grad_down = _outer_per_expert(grad_out, inner.mul_(weight), plan)
 
         grad_inner *= weight
+        if kept is not None:
+            kept.drop_(grad_inner)
         grad_hidden = torch.empty_like(hidden)
         grad_gate, grad_up = grad_hidden.chunk(2, dim=-1)
         torch.mul(grad_inner, silu, out=grad_up)
         torch.ops.aten.silu_backward.grad_input(grad_inner.mul_(up), gate, grad_input=grad_gate)
         grad_gate_up = _outer_per_expert(grad_hidden, x.index_select(0, plan.tokens), plan)
         grad_x = _sum_rows(_per_expert(grad_hidden, gate_up, plan), plan, None)
-        return grad_x, grad_weights, grad_gate_up, grad_down, None, None
+        return grad_x, grad_weights, grad_gate_up, grad_down, None, None, None
+
+
+def _before_down(inner: Tensor, kept: Kept | None, round_inner: Callable[[Tensor], Tensor] | None) -> Tensor:
+    """silu(gate) * up, [R I], as the second product takes it; it may be changed in place."""
+    inner = inner if kept is None else kept.drop_(inner)
+    return inner if round_inner is None else round_inner(inner)
 
 
 def _per_expert(x: Tensor, matrices: Tensor, plan: Dispatch) -> Tensor:

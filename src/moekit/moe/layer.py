@@ -82,7 +82,7 @@ class MoE(nn.Module):
             None if tasks is None else tasks.repeat_interleave(tokens.shape[0] // max(len(tasks), 1)),
             generator,
         )
-        y = self.router.rule.combine(tokens, routing, self.experts)
+        y = self.router.rule.combine(tokens, routing, self.experts, generator)
         return MoEOutput(self._with_shared(tokens, y, routing).view_as(x), routing)
 
     def observe(self, routing: Routing) -> Observed:
@@ -97,7 +97,7 @@ class MoE(nn.Module):
         if observed.rule is not None:
             self.router.rule.after_step(observed.rule)
         if self.router.capacity is not None:
-            self.router.capacity.after_step(observed.load)
+            self.router.capacity.after_step(observed.load, observed.tokens)
 
     def _with_shared(self, x: Float[Tensor, "T D"], y: Float[Tensor, "T D"], routing: Routing) -> Float[Tensor, "T D"]:
         if self.shared is None:
@@ -109,6 +109,7 @@ class MoE(nn.Module):
             top_k = self.config.top_k
             shared, y = shared / (top_k + 1), y * (top_k / (top_k + 1))
         if routing.served is not None and getattr(self.config.capacity, "dropped", "shared") == "residual":
-            # A token all of whose experts are full has nothing but the residual stream.
-            shared = shared * (routing.served >= 0).any(dim=-1, keepdim=True)
+            # A token whose every expert is full has the residual stream alone; one that chose none was not dropped.
+            lost = (routing.served < 0).all(dim=-1) & (routing.experts >= 0).any(dim=-1)
+            shared = shared.masked_fill(lost.unsqueeze(-1), 0)
         return y + shared

@@ -44,8 +44,8 @@ def gate_mass(routing: Routing) -> Float[Tensor, " E"]:
     used = routing.experts >= 0
     if routing.mask is not None:
         used = used & routing.mask.unsqueeze(-1)
-    mass = routing.weights.new_zeros(routing.n_experts, dtype=torch.float32)
-    return mass.index_add_(0, routing.experts[used], routing.weights[used].float())
+    mass = routing.scores.new_zeros(routing.n_experts, dtype=torch.float32)
+    return mass.index_add_(0, routing.experts[used], routing.assigned_weights[used].float())
 
 
 def max_violation(load: Float[Tensor, "*shape E"] | Int[Tensor, "*shape E"]) -> Float[Tensor, "*shape"]:

@@ -75,7 +75,8 @@ class Attention(NamedTuple):
 class Mixture(NamedTuple):
     """Layers of one kind of mixture: experts, how many of them a token takes, from how many of the groups.
 
-    `expert` and `shared` are the parameters of one routed expert and of all shared experts of a layer.
+    `expert` and `shared` are the parameters of one routed expert and of all shared experts of a layer. `pools` tell
+    where a token chooses so many of so many several times; empty: once.
     """
 
     layers: int
@@ -85,6 +86,7 @@ class Mixture(NamedTuple):
     shared: int
     n_groups: int = 1
     top_k_groups: int = 1
+    pools: tuple[tuple[int, int], ...] = ()
 
 
 class Blueprint(NamedTuple):

@@ -32,10 +32,11 @@ def blueprint_of(config: ModelConfig, name: str, family: str, quantisation: str 
     mixture = Mixture(
         mixed,
         moe.n_routed,
-        moe.top_k,
+        moe.active_experts,
         3 * moe.width * moe.expert_width,
         3 * moe.width * moe.shared_width,
         *_groups(moe.routing),
+        moe.pools if len(moe.pools) > 1 else (),
     )
     return Blueprint(
         name,
@@ -103,7 +104,7 @@ def _latent_attention(bulk: Bulk, a: MLAConfig, d: int, layers: int, part: Part,
 def _mixture(bulk: Bulk, config: ModelConfig, layers: int, inside: Part | None) -> None:
     moe, met = config.moe_block, inside is None
     routed, shared, router = inside or "routed", inside or "shared", inside or "router"
-    stored, used = layers * moe.n_routed, layers * moe.top_k * met
+    stored, used = layers * moe.n_routed, layers * moe.active_experts * met
     bulk.choose(routed, "experts, gate and up", (moe.expert_width, moe.width), 2 * stored, 2 * used)
     bulk.choose(routed, "experts, down", (moe.width, moe.expert_width), stored, used)
     if moe.n_shared:
@@ -113,8 +114,12 @@ def _mixture(bulk: Bulk, config: ModelConfig, layers: int, inside: Part | None) 
         bulk.add(router, "centroids", (n_centroids, moe.width), layers, met, blocks=False)
     if extra := moe.routing.extra_parameters(moe.n_routed, moe.top_k, moe.width):
         bulk.add(router, "the selection rule's own", (extra,), layers, met, "vector", blocks=False)
-    biased = any(isinstance(rule, BiasBalance) for rule in moe.balance)
-    bulk.add(router, "selection bias", (moe.n_choices,), layers * biased, met, "vector")
+    if moe.capacity is not None and (kept := moe.capacity.state_size(moe.n_choices)):
+        bulk.add(router, "the capacity's own", (kept,), layers, met, "vector", blocks=False)
+    for rule in moe.balance:
+        if isinstance(rule, BiasBalance):
+            bulk.add(router, "selection bias", (moe.n_choices,), layers, met, "vector")
+            bulk.add(router, "steps of the selection bias", (1,), layers * (rule.until_step > 0), met, "vector")
 
 
 def _attention_shape(config: ModelConfig) -> Attention:

@@ -116,8 +116,12 @@ def _choice(mixtures: tuple[Mixture, ...]) -> Iterator[Figure]:
         note = "one routed expert, biases included"
         yield Figure(f"per_expert{end}", f"one expert{label}", mixture.expert, note=note)
         note = "in each layer; shared experts are not chosen, all tokens use them"
-        sets, numbers = math.comb(n, k), f"C({n}, {k})"
-        yield Figure(f"combinations{end}", f"sets of experts{label}", sets, "", "C(N, K)", numbers, note)
+        pools = mixture.pools or ((n, k),)
+        sets, numbers = math.prod(math.comb(*pool) for pool in pools), " x ".join(f"C{pool}" for pool in pools)
+        formula = "C(N, K)" if len(pools) == 1 else "product over pools of C(N, K)"
+        yield Figure(f"combinations{end}", f"sets of experts{label}", sets, "", formula, numbers, note)
+        if len(pools) > 1:
+            continue
         reached = combinations_within_groups(n, k, groups, limit)
         formula = "sum over m <= M of C(D, m) sum over j of (-1)^(m-j) C(m, j) C(j N/D, K)"
         note = "sets that touch at most M of the D groups" if groups > limit else "groups set no limit"

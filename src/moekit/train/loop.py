@@ -12,11 +12,13 @@ from moekit.checkpoint.folder import WEIGHTS
 from moekit.checkpoint.load import load
 from moekit.config.codec import to_dict
 from moekit.config.run import RunConfig
-from moekit.data.batches import Batches
+from moekit.data.batches import Batches, id_shares
 from moekit.data.corpus import Corpus
 from moekit.data.tokenizer import end_of_text
+from moekit.evaluate.loss import routes_by_task
 from moekit.evaluate.text import evaluate_tokens
 from moekit.model.transformer import Transformer
+from moekit.moe.selection.hash import Rule as HashRule
 from moekit.train import state
 from moekit.train.metrics import MetricsFile, TensorBoard, layer_figures, round_figure
 from moekit.train.step import StepFigures, Stepper
@@ -65,7 +67,7 @@ class Run:
         if steps:
             self._restore(state.checkpoint_folder(folder, steps[-1]))
         else:
-            self.stepper = Stepper(config, _new_model(config))
+            self.stepper = Stepper(config, _new_model(config, corpus))
         # Not before the checkpoint has proved to be sound and of this run.
         state.start_folder(folder, to_dict(config), config.model, corpus)
         self.metrics = MetricsFile(folder)
@@ -105,8 +107,9 @@ class Run:
 
     def _step(self) -> dict[str, Any]:
         start = time.perf_counter()
-        ids = self.batches.next().to(self.config.device)
-        figures = self.stepper.step(ids, self.progress.step)
+        ids, domains = (part.to(self.config.device) for part in self.batches.next())
+        tasks = domains if routes_by_task(self.config.model) else None
+        figures = self.stepper.step(ids, self.progress.step, tasks)
         seconds = time.perf_counter() - start
         self.progress.step += 1
         row = self._row(figures, seconds)
@@ -158,21 +161,31 @@ class Run:
 def validate(
     model: Transformer, corpus: Corpus, sequence_length: int, on_tokens: Callable[[int], None] | None = None
 ) -> dict[str, dict[str, float]]:
-    """Loss in nats per token and bits per byte of each domain's validation text."""
+    """Loss in nats per token and bits per byte of each domain's validation text.
+
+    Where the model routes by task, the domain's number is its task.
+    """
     start = end_of_text(corpus.tokenizer)
     results = {}
-    for domain in corpus.domains:
-        size = len(domain.valid_text.encode())
+    for number, domain in enumerate(corpus.domains):
+        task = number if routes_by_task(model.config) else None
+        shape = (sequence_length, sequence_length, 16)
         found = evaluate_tokens(
-            model, domain.valid, size, start, sequence_length, sequence_length, batch=16, on_tokens=on_tokens
+            model, domain.valid, len(domain.valid_text.encode()), start, *shape, on_tokens=on_tokens, task=task
         )
         results[domain.name] = {"loss": round(found.loss, 5), "bits_per_byte": round(found.bits_per_byte, 5)}
     return results
 
 
-def _new_model(config: RunConfig) -> Transformer:
+def _new_model(config: RunConfig, corpus: Corpus) -> Transformer:
+    """A model at its start; balanced hash tables are filled by the training text."""
     generator = torch.Generator().manual_seed(config.seed)
-    return Transformer(config.model, generator).to(config.device)
+    model = Transformer(config.model, generator)
+    tables = [layer.router.rule for layer in model.moe_layers() if isinstance(layer.router.rule, HashRule)]
+    for rule in tables:
+        if rule.rule.table == "balanced":
+            rule.fill(torch.from_numpy(id_shares(corpus.domains, config.model.vocab_size)))
+    return model.to(config.device)
 
 
 def _layer_numbers(config: RunConfig) -> list[int]:

@@ -13,7 +13,7 @@ from moekit.model.transformer import Transformer
 from moekit.moe.stats import Observed
 from moekit.tensors import Int, Tensor
 from moekit.train.objective import Rows, count_step, objective
-from moekit.train.optimizer import Optimizers, schedule
+from moekit.train.optimizer import Optimizers, frozen
 from moekit.train.precision import MasterWeights, compute_dtype
 
 
@@ -52,7 +52,7 @@ class Stepper:
 
         It does not depend on how the batch is cut into micro-batches, but where routing by its nature does: by chance,
         by capacities, or by a choice among the tokens of a forward pass. `tasks` are the rows' tasks, `number` is that
-        of the step, which chance depends on.
+        of the step, which chance depends on, and what is frozen; that has no gradient.
         """
         parts = self._parts(ids, tasks, number)
         counts = count_step(self.model, parts)
@@ -67,6 +67,8 @@ class Stepper:
             layers = zip(self.model.moe_layers(), result.routings, strict=True)
             seen = [layer.observe(routing) for layer, routing in layers]
             observed = [a + b for a, b in zip(observed, seen, strict=True)] if observed else seen
+        for name in frozen(self.config.optim, number, self.weights.masters):
+            self.weights.masters[name].grad = None
         found = [p.grad for p in self.weights.masters.values() if p.grad is not None]
         return StepFigures(losses, nn.utils.get_total_norm(found).item(), 0.0, observed)
 
@@ -75,7 +77,7 @@ class Stepper:
         pieces = ids.split(size)
         owners = [None] * len(pieces) if tasks is None else tasks.split(size)
         # One number for each run, step and micro-batch, so that a resumed run draws what the other would have drawn.
-        seeds = torch.Generator().manual_seed(self.config.seed * 1_000_003 + number)
+        seeds = torch.Generator().manual_seed((self.config.seed * 1_000_003 + number) % 2**63)
         numbers = torch.randint(2**62, (len(pieces),), generator=seeds).tolist()
         return [Rows(*part) for part in zip(pieces, owners, numbers, strict=True)]
 
@@ -83,21 +85,20 @@ class Stepper:
         """Do step `number` (from 0). Raises DivergedError, with the weights as they were, if a number is not finite."""
         figures = self.gradients(ids, tasks, number)
         if not all(map(math.isfinite, (*figures.losses.values(), figures.gradient_norm))):
-            raise DivergedError(f"step {number + 1}: {self._culprit(ids)} is not finite")
-        factor = schedule(self.config.optim, number, self.config.train.steps)
+            raise DivergedError(f"step {number + 1}: {self._culprit(ids, tasks)} is not finite")
         if self.config.optim.clip:
             masters = self.weights.masters.values()
             nn.utils.clip_grads_with_norm_(masters, self.config.optim.clip, torch.tensor(figures.gradient_norm))
-        self.optimizers.step(factor)
+        factor = self.optimizers.step(number, self.config.train.steps)
         self.weights.publish()
         self.weights.clear()
         for layer, observed in zip(self.model.moe_layers(), figures.observed, strict=True):
             layer.after_step(observed)
         return figures._replace(learning_rate=self.config.optim.lr * factor)
 
-    def _culprit(self, ids: Tensor) -> str:
+    def _culprit(self, ids: Tensor, tasks: Tensor | None) -> str:
         """Where the first number went wrong: forward from the embedding, else backward from the loss."""
-        bad = first_bad_block(self.model, ids[:, :-2])
+        bad = first_bad_block(self.model, ids[:, :-2], tasks)
         if bad is not None:
             return f"the output of {bad}"
         names = [name for name, p in self.weights.masters.items() if p.grad is not None and not p.grad.isfinite().all()]
@@ -105,7 +106,7 @@ class Stepper:
 
 
 @torch.no_grad()
-def first_bad_block(model: Transformer, ids: Int[Tensor, "B S"]) -> str | None:
+def first_bad_block(model: Transformer, ids: Int[Tensor, "B S"], tasks: Int[Tensor, " B"] | None = None) -> str | None:
     """The first layer whose output holds a number that is not finite."""
     bad: list[str] = []
 
@@ -117,7 +118,7 @@ def first_bad_block(model: Transformer, ids: Int[Tensor, "B S"]) -> str | None:
     hooks = [m.register_forward_hook(lambda *a, name=name: look(name, a[2].x)) for name, m in blocks]
     hooks.append(model.embedding.register_forward_hook(lambda *a: look("the embedding", a[2])))
     try:
-        model.hidden(ids)
+        model.hidden(ids, tasks=tasks)
     finally:
         for hook in hooks:
             hook.remove()

@@ -152,7 +152,9 @@ def _check_experts(moe: MoEConfig, chosen: Architecture) -> None:
     message = f"{name} holds shared experts of expert_width = {moe.expert_width} alone"
     check(fits, "moe.shared_expert_width", f"{message}, and {moe.shared_width} is no multiple")
     check(chosen.steered or routing.score == "softmax", "moe.routing.score", f"{name} knows softmax alone")
-    biased = any(isinstance(rule, BiasBalance) for rule in moe.balance)
+    biases = [rule for rule in moe.balance if isinstance(rule, BiasBalance)]
+    added, biased = all(rule.update != "multiplicative" for rule in biases), bool(biases)
+    check(added, "moe.balance.bias.update", f"{name} adds the bias, and does not multiply with it")
     check(chosen.steered or not biased, "moe.balance.bias", f"{name} has no selection bias")
     check(chosen.scaled or routing.scale == 1, "moe.routing.scale", f"{name} does not scale the weights")
     if chosen.normalised is not None and chosen.normalised != normalised(moe):

@@ -1,5 +1,6 @@
 """The model families of the Hugging Face hub: `config.json` and tensor names of each, both ways, as data."""
 
+from moekit.config.balance import BiasBalance
 from moekit.config.errors import ConfigError, InputError
 from moekit.config.families import (
     deepseek,
@@ -50,6 +51,8 @@ def _expresses(family: Family, config: ModelConfig) -> bool:
     if family is own.FAMILY:
         return True
     if config.moe_layers and not isinstance(config.moe.routing, TopKRouting):
+        return False
+    if any(isinstance(rule, BiasBalance) and not rule.released for rule in config.moe.balance):
         return False
     written = family.to_hub(config)
     if written is None:

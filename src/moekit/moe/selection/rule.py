@@ -73,9 +73,15 @@ class SelectionRule(Float32State):
         """The choice. `self.training` tells whether noise and whatever else is for training alone takes part."""
         raise NotImplementedError
 
-    def combine(self, x: Float[Tensor, "T D"], routing: Routing, experts: Experts) -> Float[Tensor, "T D"]:
-        """What the experts make of the tokens."""
-        return experts(x, routing.weights, dispatch(routing))
+    def combine(
+        self,
+        x: Float[Tensor, "T D"],
+        routing: Routing,
+        experts: Experts,
+        generator: torch.Generator | None = None,
+    ) -> Float[Tensor, "T D"]:
+        """What the experts make of the tokens. Their dropout draws from `generator`."""
+        return experts(x, routing.weights, dispatch(routing), generator)
 
     def observe(self, routing: Routing) -> Float[Tensor, " *shape"] | None:  # noqa: ARG002
         """What `after_step` must know of a micro-batch; it is summed over those of a step."""

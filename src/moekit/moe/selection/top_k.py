@@ -33,7 +33,10 @@ def score(rule: TopKRouting, logits: Float[Tensor, "T E"]) -> Float[Tensor, "T E
     """How good each expert is for a token."""
     if rule.score == "softmax":
         return logits.softmax(dim=-1)
-    return logits.sigmoid() if rule.score == "sigmoid" else F.softplus(logits).sqrt()
+    if rule.score == "sigmoid":
+        return logits.sigmoid()
+    # The root of a softplus that underflows to 0 would have a gradient that is not a number.
+    return F.softplus(logits).clamp_min(torch.finfo(logits.dtype).tiny).sqrt()
 
 
 def within_best_groups(ranking: Float[Tensor, "T E"], rule: TopKRouting, top_k: int) -> Float[Tensor, "T E"]:

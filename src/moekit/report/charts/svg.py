@@ -50,7 +50,7 @@ def colour(index: int) -> str:
 
 def dash(index: int) -> str:
     """The series' dash pattern as an attribute."""
-    pattern = DASHES[index % len(DASHES)]
+    pattern = DASHES[(index + index // len(DASHES)) % len(DASHES)]
     return f' stroke-dasharray="{pattern}"' if pattern else ""
 
 
