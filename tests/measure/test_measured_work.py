@@ -62,7 +62,7 @@ def test_a_random_model_computes_numbers(name: str) -> None:
 
 def test_the_rate_of_a_model_is_that_of_its_products() -> None:
     blueprint = blueprint_of(load_run("tiny").model, "tiny", "")
-    assert 0 < rate_for(blueprint, "float32", 64) < 1e15
+    assert 0 < rate_for(blueprint, "float32", 64, 1) < 1e15
 
 
 def test_the_memory_of_this_machine_is_known() -> None:

@@ -53,16 +53,19 @@ def memory_bytes() -> int:
     return min(total, int(text)) if text.isdecimal() else total
 
 
-def rate_for(blueprint: Blueprint, dtype: str, tokens: int) -> float:
+def rate_for(blueprint: Blueprint, dtype: str, tokens: int, logits: int) -> float:
     """FLOP/s of all products of `blueprint` over `tokens` at once, each shape timed with the rows that it gets.
 
-    An expert gets its even share of the tokens, and with few rows its products are slower than large ones.
+    An expert gets its even share of the tokens, and with few rows its products are slower than large ones. The head
+    gets the `logits` tokens of which the next one is wanted.
     """
     flops, seconds, known = 0.0, 0.0, dict[tuple[int, ...], float]()
     for weight in blueprint.weights:
         if weight.kind != "product" or not weight.active:
             continue
-        rows = max(round(tokens * weight.used / weight.count), 1) if weight.part == "routed" else tokens
+        rows = logits if weight.part == "head" else tokens
+        if weight.part == "routed":
+            rows = max(round(tokens * weight.used / weight.count), 1)
         outer, inner = weight.shape
         if (rows, outer, inner) not in known:
             known[rows, outer, inner] = _product_seconds(rows, inner, outer, DTYPES[dtype])
@@ -111,6 +114,9 @@ def _product_rate(dtype: torch.dtype) -> float:
 
 
 def _product_seconds(rows: int, inner: int, outer: int, dtype: torch.dtype) -> float:
-    """Least seconds of [rows, inner] times a matrix [outer, inner] as a linear layer has it."""
+    """Least seconds of [rows, inner] times a matrix [outer, inner] as a linear layer has it.
+
+    The matrix stays in a cache where it fits, as it never does in a model: the rate is one to bound by.
+    """
     x, matrix = torch.randn(rows, inner).to(dtype), torch.randn(outer, inner).to(dtype)
     return least_seconds(lambda: F.linear(x, matrix), 5, warm=2)

@@ -75,7 +75,7 @@ def _generation(config: ModelConfig, name: str, device: Device, dtype: str, size
     blueprint, precision, kv = blueprint_of(config, name, ""), parse_precision(dtype), FORMATS[dtype]
     found = in_child(generate_text, (config, dtype, *size, NEW), (narrow(config), dtype, 1, 8, 2, 1))
     launching = generate_text(narrow(config), dtype, *size, NEW)
-    rates = {**device.rates, dtype: rate_for(blueprint, dtype, size.batch * size.length)}
+    rates = {**device.rates, dtype: rate_for(blueprint, dtype, size.batch * size.length, size.batch)}
     tokens = {"decode": size.batch, "prefill": size.batch * size.length}
 
     def bound(work: str, machine: Device) -> float:
