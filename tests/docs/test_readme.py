@@ -66,7 +66,7 @@ def test_every_link_and_file_a_page_names_exists(page: str) -> None:
         assert (ROOT / "src/moekit" / name).is_file(), name
 
 
-@pytest.mark.parametrize("page", ["docs/log.md"])
+@pytest.mark.parametrize("page", ["docs/log.md", "docs/rules.md"])
 def test_every_training_command_of_a_page_names_settings_that_exist(page: str) -> None:
     commands = re.findall(r"^    moekit (train .*)$", (ROOT / page).read_text("utf-8"), flags=re.MULTILINE)
     for command in commands:

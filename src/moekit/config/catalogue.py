@@ -59,13 +59,24 @@ def page() -> str:
         "# Selection, capacity and balance",
         "",
         "Written from the configuration by `make docs`; each rule is one short file under `src/moekit/`.",
-        "How rules compare on the same text: `moekit sweep labs/balance.toml --out labs/out`.",
+        "How rules compare on the same text: `moekit sweep labs/balance.toml --out runs/balance`.",
+        "",
+        "    moekit train tiny --model.moe.routing.kind switch --model.moe.top-k 1 --model.moe.capacity.factor 1.25",
+        "",
+        "```python",
+        "from moekit.config.capacity import ExpertCapacity",
+        "from moekit.config.routing import SwitchRouting",
+        "",
+        "config = moekit.MoEConfig(width=64, top_k=1, routing=SwitchRouting(), capacity=ExpertCapacity(factor=1.25))",
+        "y, routing = moekit.MoE(config)(x)   # routing.experts as chosen, routing.served as served",
+        "```",
     ]
     for chapter in CHAPTERS:
         lines += ["", f"## {chapter.title} (`{chapter.key}`)"]
         for rule in chapter.rules:
             kind = kind_of(rule)
-            lines += ["", f"### {kind}", "", f"{summary(rule)} Maths: `{chapter.place.format(kind=kind)}`."]
+            where = f"`{rule.__module__}.{rule.__name__}`; maths: `{chapter.place.format(kind=kind)}`."
+            lines += ["", f"### {kind}", "", f"{summary(rule)} {where}"]
             rows = list(settings(rule))
             if rows:
                 lines += ["", "| setting | default | |", "|---|---|---|"]

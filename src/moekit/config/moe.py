@@ -66,11 +66,12 @@ class MoEConfig:
             if (n_devices := getattr(rule, "n_devices", None)) is not None:
                 self._check_devices(f"balance.{rule.kind}.n_devices", n_devices)
             kind, key = self.routing.kind, f"balance.{rule.kind}"
-            check(self.routing.learns, key, f"{kind} routing has no router to balance")
+            hint = f"set {key} to none"
+            check(self.routing.learns, key, f"{kind} routing has no router to balance", hint)
             steers = self.routing.steerable or not rule.steers
-            check(steers, key, f"a bias cannot steer {kind} routing, which balances by itself")
+            check(steers, key, f"a bias cannot steer {kind} routing, which balances by itself", hint)
             fits = not rule.needs_kind or kind in rule.needs_kind
-            check(fits, key, f"needs {' or '.join(rule.needs_kind)} routing, not {kind}")
+            check(fits, key, f"needs {' or '.join(rule.needs_kind)} routing, not {kind}", hint)
 
     def _check_devices(self, key: str, n_devices: int) -> None:
         if self.n_routed % n_devices:
