@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from moekit.config.model import GQAConfig, MLAConfig, ModelConfig
+from moekit.kernels import few_rows
 from moekit.measure.clock import least_seconds
 from moekit.plan.blueprint import Blueprint
 from moekit.plan.devices import Device
@@ -103,7 +104,8 @@ def _vector_bandwidth(dtype: torch.dtype) -> float:
     for rows in ROWS:
         size = rows * SIDE * dtype.itemsize
         stack = torch.ones(READ_BYTES // size, rows, SIDE, dtype=dtype)
-        seconds = least_seconds(lambda stack=stack: [F.linear(x, matrix) for matrix in stack], 5)
+        product = few_rows.linear if dtype == torch.bfloat16 and few_rows.runs_here() else F.linear
+        seconds = least_seconds(lambda stack=stack, product=product: [product(x, matrix) for matrix in stack], 5)
         best = max(best, stack.nbytes / seconds)
     return best
 

@@ -3,6 +3,7 @@
 from torch import nn
 
 from moekit.config.model import GQAConfig, ModelConfig
+from moekit.kernels.linear import Linear
 from moekit.model.attention import Context, attend
 from moekit.model.cache import LayerCache
 from moekit.model.norm import RMSNorm
@@ -18,10 +19,10 @@ class GroupedQueryAttention(nn.Module):
         self.shape = attention
         a, width = attention, config.width
         self.scale = a.head_dim**-0.5
-        self.q = nn.Linear(width, a.n_heads * a.head_dim, bias=a.qkv_bias)
-        self.k = nn.Linear(width, a.n_kv_heads * a.head_dim, bias=a.qkv_bias)
-        self.v = nn.Linear(width, a.n_kv_heads * a.head_dim, bias=a.qkv_bias)
-        self.out = nn.Linear(a.n_heads * a.head_dim, width, bias=a.out_bias)
+        self.q = Linear(width, a.n_heads * a.head_dim, bias=a.qkv_bias)
+        self.k = Linear(width, a.n_kv_heads * a.head_dim, bias=a.qkv_bias)
+        self.v = Linear(width, a.n_kv_heads * a.head_dim, bias=a.qkv_bias)
+        self.out = Linear(a.n_heads * a.head_dim, width, bias=a.out_bias)
         if a.qk_norm != "none":
             full = a.qk_norm == "full"
             self.q_norm = RMSNorm(a.head_dim * (a.n_heads if full else 1), config.norm_epsilon)

@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from moekit.config.model import MLAConfig, ModelConfig
+from moekit.kernels.linear import Linear
 from moekit.model.attention import Context, attend
 from moekit.model.cache import LayerCache
 from moekit.model.norm import RMSNorm
@@ -24,15 +25,15 @@ class LatentAttention(nn.Module):
         qk_head_dim = a.qk_nope_head_dim + a.qk_rope_head_dim
         self.scale = qk_head_dim**-0.5 * softmax_factor(config.rope)
         if a.q_lora_rank is None:
-            self.q = nn.Linear(width, a.n_heads * qk_head_dim, bias=False)
+            self.q = Linear(width, a.n_heads * qk_head_dim, bias=False)
         else:
-            self.q_a = nn.Linear(width, a.q_lora_rank, bias=a.bias)
+            self.q_a = Linear(width, a.q_lora_rank, bias=a.bias)
             self.q_a_norm = RMSNorm(a.q_lora_rank, LATENT_EPSILON)
-            self.q_b = nn.Linear(a.q_lora_rank, a.n_heads * qk_head_dim, bias=False)
-        self.kv_a = nn.Linear(width, a.kv_lora_rank + a.qk_rope_head_dim, bias=a.bias)
+            self.q_b = Linear(a.q_lora_rank, a.n_heads * qk_head_dim, bias=False)
+        self.kv_a = Linear(width, a.kv_lora_rank + a.qk_rope_head_dim, bias=a.bias)
         self.kv_a_norm = RMSNorm(a.kv_lora_rank, LATENT_EPSILON)
-        self.kv_b = nn.Linear(a.kv_lora_rank, a.n_heads * (a.qk_nope_head_dim + a.v_head_dim), bias=False)
-        self.out = nn.Linear(a.n_heads * a.v_head_dim, width, bias=a.bias)
+        self.kv_b = Linear(a.kv_lora_rank, a.n_heads * (a.qk_nope_head_dim + a.v_head_dim), bias=False)
+        self.out = Linear(a.n_heads * a.v_head_dim, width, bias=a.bias)
 
     def forward(
         self, x: Float[Tensor, "B S D"], context: Context, cache: LayerCache | None = None

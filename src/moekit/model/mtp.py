@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from moekit.config.model import ModelConfig
+from moekit.kernels.linear import Linear
 from moekit.model.attention import Context
 from moekit.model.block import Block, BlockOutput
 from moekit.model.norm import RMSNorm
@@ -21,7 +22,7 @@ class MultiTokenPrediction(nn.Module):
         super().__init__()
         self.embedding_norm = RMSNorm(config.width, config.norm_epsilon)
         self.hidden_norm = RMSNorm(config.width, config.norm_epsilon)
-        self.projection = nn.Linear(2 * config.width, config.width, bias=False)
+        self.projection = Linear(2 * config.width, config.width, bias=False)
         self.block = Block(config, config.n_layers, dense=not config.moe_layers)
         self.norm = RMSNorm(config.width, config.norm_epsilon)
 

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from moekit.config.model import MLAConfig, ModelConfig
+from moekit.kernels.linear import Linear
 from moekit.model.attention import Context, visibility
 from moekit.model.block import Block
 from moekit.model.cache import Cache
@@ -55,7 +56,7 @@ class Transformer(nn.Module):
         self.embedding = nn.Embedding(config.vocab_size, config.width)
         self.layers = nn.ModuleList(Block(config, n, n in config.dense_layers) for n in range(config.n_layers))
         self.norm = RMSNorm(config.width, config.norm_epsilon)
-        self.head = nn.Linear(config.width, config.vocab_size, bias=False)
+        self.head = Linear(config.width, config.vocab_size, bias=False)
         if config.tie_embeddings:
             self.head.weight = self.embedding.weight
         self.mtp = MultiTokenPrediction(config) if config.mtp_depth else None

@@ -8,8 +8,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from moekit.kernels import few_rows
+from moekit.kernels.few_rows import Expert
+from moekit.kernels.linear import reads_once
 from moekit.moe.dispatch import Dispatch
 from moekit.tensors import Bool, Float, Tensor
+
+FEW = 5
+"""Rows for each expert that has any, on average, up to which compiled products beat torch's on a CPU: 1.8 times as fast
+at one row, 1.2 at 4.5, alike at 6 (width 2048, 64 experts of 1408, bfloat16)."""
 
 
 class Kept(NamedTuple):
@@ -48,10 +55,28 @@ class Experts(nn.Module):
         generator: torch.Generator | None = None,
     ) -> Float[Tensor, "T D"]:
         """The weighted sum, for each token, of the experts that serve it. Dropout draws from `generator`."""
+        if self._few(x, plan):
+            return self._read_once(x, weights, plan)
         kept = self._draw(x, plan, generator) if self.training and self.dropout else None
         if self.stored is not None and not torch.is_grad_enabled():
             return self._from_store(x, weights, plan, self.stored, kept)
         return _ExpertBlock.apply(x, weights, self.gate_up, self.down, plan, self.round_inner, kept)
+
+    def _few(self, x: Tensor, plan: Dispatch) -> bool:
+        """Whether reading the experts is most of the work, and there is compiled code for it."""
+        used = sum(end > start for start, end in pairwise(plan.bounds))
+        few = plan.n_rows <= FEW * used and self.round_inner is None
+        return few and reads_once(x, x if self.stored is not None else self.down, min(len(x), 1))
+
+    def _read_once(self, x: Tensor, weights: Tensor, plan: Dispatch) -> Tensor:
+        """Few tokens: the experts they come to, in one parallel region of compiled code."""
+        factors = _to_rows(weights.float(), plan).flatten()
+        experts = []
+        for expert, (start, end) in enumerate(pairwise(plan.bounds)):
+            if end > start:
+                stacks = (self.gate_up[expert], self.down[expert]) if self.stored is None else self.stored(expert)
+                experts.append(Expert(*stacks, plan.tokens[start:end], factors[start:end]))
+        return few_rows.swiglu(x, experts).to(x.dtype)
 
     def _draw(self, x: Tensor, plan: Dispatch, generator: torch.Generator | None) -> Kept:
         mask = torch.empty(plan.n_rows, self.down.shape[-1], dtype=torch.bool, device=x.device)

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from moekit.config.moe import MoEConfig
+from moekit.kernels.linear import Linear
 from moekit.moe.balance import active_rules, build_balance, selection_bias, selection_factor
 from moekit.moe.experts import Experts
 from moekit.moe.router import Router
@@ -27,8 +28,8 @@ class SwiGLU(nn.Module):
 
     def __init__(self, width: int, inner_width: int) -> None:
         super().__init__()
-        self.gate_up = nn.Linear(width, 2 * inner_width, bias=False)
-        self.down = nn.Linear(inner_width, width, bias=False)
+        self.gate_up = Linear(width, 2 * inner_width, bias=False)
+        self.down = Linear(inner_width, width, bias=False)
 
     def forward(self, x: Float[Tensor, "*shape D"]) -> Float[Tensor, "*shape D"]:
         gate, up = self.gate_up(x).chunk(2, dim=-1)
@@ -50,7 +51,7 @@ class MoE(nn.Module):
         self.router = Router(config)
         self.experts = Experts(config.n_routed, config.width, config.expert_width, config.expert_dropout)
         self.shared = SwiGLU(config.width, config.shared_width) if config.n_shared else None
-        self.shared_gate = nn.Linear(config.width, 1, bias=False) if config.shared_gate else None
+        self.shared_gate = Linear(config.width, 1, bias=False) if config.shared_gate else None
         self.balance = build_balance(config)
         for weight in self.parameters():
             if weight.requires_grad:

@@ -1,0 +1,114 @@
+"""The compiled products equal their plain twins, on every instruction set that the machine has."""
+
+import ctypes
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from moekit.kernels import few_rows
+from moekit.kernels.few_rows import Expert, linear, linear_twin, rounded, swiglu, swiglu_twin
+from moekit.kernels.groups import Grouped, quantise, restore, row_bytes
+from moekit.kernels.library import library
+
+seeds = st.integers(0, 2**31 - 1)
+FORMATS = [(16, 0), *((bits, group) for bits in (4, 8) for group in (32, 64, 128))]
+formats = pytest.mark.parametrize(("bits", "group"), FORMATS)
+levels = pytest.mark.parametrize("level", [0, 1, 2])
+
+
+def generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def stored(weight: Tensor, bits: int, group: int) -> Tensor | Grouped:
+    return weight.bfloat16() if bits == 16 else quantise(weight, bits, group)
+
+
+@pytest.fixture
+def at_level(level: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled = library()
+    if compiled is None or compiled.moekit_level() < level:
+        pytest.skip(f"this machine has no compiler, or not the instructions of level {level}")
+    monkeypatch.setattr(few_rows, "_level", lambda _: level)
+
+
+def relative_error(found: Tensor, expected: Tensor) -> float:
+    return float((found - expected).norm() / expected.norm().clamp_min(1e-12))
+
+
+@levels
+@formats
+@pytest.mark.usefixtures("at_level")
+@given(seed=seeds, n=st.integers(1, 19), out=st.integers(1, 40), groups=st.integers(1, 5), heavy=st.booleans())
+def test_a_product_equals_its_twin(
+    bits: int, group: int, seed: int, n: int, out: int, groups: int, heavy: bool
+) -> None:
+    source, inputs = generator(seed), groups * (group or 24)
+    weight = torch.randn(out, inputs, generator=source)
+    weight = weight**5 if heavy else weight
+    x = torch.randn(n, inputs, generator=source)
+    matrix = stored(weight, bits, group)
+    assert relative_error(linear(x, matrix), linear_twin(x, matrix)) < 1e-5
+
+
+@levels
+@formats
+@pytest.mark.usefixtures("at_level")
+@given(seed=seeds, n=st.integers(1, 9), shape=st.tuples(st.integers(1, 3), st.integers(1, 3)), data=st.data())
+def test_experts_in_one_region_equal_their_twin(
+    bits: int, group: int, seed: int, n: int, shape: tuple[int, int], data: st.DataObject
+) -> None:
+    source = generator(seed)
+    unit = group or 24
+    width, inner = unit * shape[0], unit * shape[1]
+    x = torch.randn(n, width, generator=source)
+    experts = []
+    for _ in range(data.draw(st.integers(0, 4))):
+        tokens = torch.randperm(n, generator=source)[: data.draw(st.integers(0, n))]
+        gate_up = torch.randn(2 * inner, width, generator=source) / width**0.5
+        down = torch.randn(width, inner, generator=source) / inner**0.5
+        weights = torch.rand(len(tokens), generator=source)
+        experts.append(Expert(stored(gate_up, bits, group), stored(down, bits, group), tokens, weights))
+    found, expected = swiglu(x, experts), swiglu_twin(x, experts)
+    # Between the products, a number near the middle of two steps may round either way.
+    assert relative_error(found, expected) < (2e-3 if bits == 16 else 1e-2)
+
+
+@pytest.mark.parametrize(("bits", "group"), FORMATS[1:])
+@given(seed=seeds, power=st.sampled_from([1, 3, 7]), scale=st.sampled_from([1e-3, 1.0, 30.0]))
+def test_quantising_moves_a_weight_by_half_a_step_at_most(
+    bits: int, group: int, seed: int, power: int, scale: float
+) -> None:
+    weight = scale * torch.randn(3, 5, 2 * group, generator=generator(seed)) ** power
+    weight = weight.clamp(-3e4, 3e4)
+    grouped = quantise(weight, bits, group)
+    assert grouped.rows.shape == (3, 5, row_bytes(2 * group, bits, group))
+    assert grouped.inputs == 2 * group
+    groups = weight.unflatten(-1, (-1, group))
+    span = groups.amax(-1, keepdim=True) - groups.amin(-1, keepdim=True)
+    least = groups.amin(-1, keepdim=True).abs()
+    bound = span / (2**bits - 1) / 2 + (span + 2 * least) / 2048 + 2**-24 * 2**bits
+    assert ((restore(grouped).unflatten(-1, (-1, group)) - groups).abs() <= bound).all()
+
+
+@pytest.mark.parametrize(("bits", "group"), FORMATS[1:])
+def test_equal_weights_are_kept(bits: int, group: int) -> None:
+    weight = torch.full((2, group), -0.375)
+    assert torch.equal(restore(quantise(weight, bits, group)), weight)
+
+
+@given(seed=seeds)
+def test_rounded_rows_are_within_half_a_step(seed: int) -> None:
+    x = torch.randn(3, 64, generator=generator(seed))
+    step = x.unflatten(-1, (-1, 32)).abs().amax(-1, keepdim=True) / 127
+    assert ((rounded(x, 32) - x).unflatten(-1, (-1, 32)).abs() <= 0.501 * step).all()
+
+
+def test_zero_rows_are_ordinary() -> None:
+    matrix = quantise(torch.randn(4, 64, generator=generator(0)), 4, 64)
+    assert not linear(torch.zeros(2, 64), matrix).any()
+    assert linear(torch.zeros(0, 64), matrix).shape == (0, 4)
+    assert ctypes.sizeof(ctypes.c_void_p) == 8
