@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from moekit.checkpoint.save import save, save_model
 from moekit.cli.convert import parse_size
 from moekit.cli.main import main
 from moekit.config.errors import InputError
+from moekit.config.routing import ExpertChoiceRouting
 from moekit.data.tokenizer import train_tokenizer
 from moekit.tensors.fp8 import round_blocks
 
@@ -166,3 +168,28 @@ def test_sizes_are_read_as_people_write_them(text: str, size: int) -> None:
 def test_what_is_no_size_is_refused(text: str) -> None:
     with pytest.raises(InputError, match="is no size"):
         parse_size(text)
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    """A model that no family of the hub expresses, with a table and a threshold in it."""
+    config = replace(CONFIG, moe=replace(CONFIG.moe, routing=ExpertChoiceRouting(decode="threshold"), balance=()))
+    save_model(random_model(config).state_dict(), config, tmp_path / "own", None)
+    return tmp_path / "own"
+
+
+def test_a_model_of_our_own_family_is_read_again_with_its_state_in_float32(own: Path, tmp_path: Path) -> None:
+    convert(own, tmp_path / "there", "bfloat16")
+    model = load(tmp_path / "there")
+    assert model.config == load(own).config
+    before = {name: p for name, p in load(own).named_parameters() if not p.requires_grad}
+    assert before
+    after = dict(model.named_parameters())
+    assert all(torch.equal(after[name], parameter) for name, parameter in before.items())
+    assert after["head.weight"].dtype == torch.bfloat16
+
+
+def test_fp8_is_refused_where_no_other_program_knows_the_model(own: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no other program"):
+        convert(own, tmp_path / "there", "fp8")
+    assert not (tmp_path / "there").exists()

@@ -52,6 +52,9 @@ def convert(
     that exists; then no target appears.
     """
     found = describe(source)
+    if dtype == "fp8" and found.family.model_type == "moekit":
+        message = f"{source}: FP8 blocks are a format of the hub's families, and no other program knows this model"
+        raise InputError(message, "choose --dtype bfloat16")
     empty, fitted = fitting(source, found)
     _words(source)
     with new_folder(target) as building:

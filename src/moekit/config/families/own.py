@@ -9,7 +9,16 @@ from moekit.config.families.family import Family
 from moekit.config.families.trunk import check_layers
 from moekit.config.model import ModelConfig
 
-KNOWN = {"model_type", "architectures", "model", "bos_token_id", "eos_token_id", "dtype", "transformers_version"}
+KNOWN = {
+    "model_type",
+    "architectures",
+    "model",
+    "bos_token_id",
+    "eos_token_id",
+    "dtype",
+    "torch_dtype",
+    "transformers_version",
+}
 """What a `config.json` of this family may hold."""
 
 
