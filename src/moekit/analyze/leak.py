@@ -3,6 +3,7 @@
 import torch
 
 from moekit.config.errors import InputError
+from moekit.model.mode import evaluation_mode
 from moekit.model.transformer import Transformer
 from moekit.tensors import Int, Tensor
 
@@ -20,19 +21,12 @@ def future_leak(model: Transformer, ids: Int[Tensor, "B S"], cut: int, tasks: In
     length = ids.shape[1]
     if not 0 < cut < length:
         raise InputError(f"`cut`: {cut} must lie between 0 and the sequences' length {length}", "cut in the middle")
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.inference_mode():
-            before = model.hidden(ids, tasks=tasks).states[:, :cut].float()
-            changes = [
-                (model.hidden(other, tasks=tasks).states[:, :cut].float() - before).abs().max().item()
-                for other in _replaced(ids, cut, model.config.vocab_size)
-            ]
-    finally:
-        for module, training in modes:
-            module.training = training
-    return max(changes)
+    with evaluation_mode(model):
+        before = model.hidden(ids, tasks=tasks).states[:, :cut].float()
+        return max(
+            (model.hidden(other, tasks=tasks).states[:, :cut].float() - before).abs().max().item()
+            for other in _replaced(ids, cut, model.config.vocab_size)
+        )
 
 
 def _replaced(ids: Int[Tensor, "B S"], cut: int, vocab_size: int) -> list[Int[Tensor, "B S"]]:

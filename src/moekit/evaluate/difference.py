@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Integer
 
 from moekit.config.errors import InputError
-from moekit.evaluate.mode import evaluation_mode
+from moekit.model.mode import evaluation_mode
 from moekit.model.transformer import Transformer
 from moekit.tensors import Float, Tensor
 

@@ -11,7 +11,7 @@ from jaxtyping import Float64, Integer
 from moekit.config.errors import InputError
 from moekit.config.model import ModelConfig
 from moekit.config.routing import TaskRouting
-from moekit.evaluate.mode import evaluation_mode
+from moekit.model.mode import evaluation_mode
 from moekit.model.transformer import Transformer
 from moekit.tensors import Float, Int, Tensor
 

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from moekit.config.errors import InputError
 from moekit.config.model import ModelConfig
 from moekit.evaluate.loss import row_tasks
-from moekit.evaluate.mode import evaluation_mode
 from moekit.generation.sampling import SamplingConfig, next_token
+from moekit.model.mode import evaluation_mode
 from moekit.model.transformer import Transformer
 from moekit.tensors import Bool, Int, Tensor
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from moekit.analyze.domains import trace
-from moekit.evaluate.mode import evaluation_mode
+from moekit.model.mode import evaluation_mode
 from moekit.moe.stats import dead_experts, entropy, max_violation
 from moekit.train.loop import Run
 from moekit.train.metrics import METRICS, read_metrics

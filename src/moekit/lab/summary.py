@@ -13,17 +13,13 @@ from moekit.report.series import Series
 from moekit.report.sweep_values import Estimate, VariantResult
 from moekit.train.metrics import METRICS, read_metrics
 
-EXACT = {1: 12.7062, 2: 4.3027, 3: 3.1824}
-"""97.5 % quantiles of Student's t for few degrees of freedom, where the expansion in `student` is not close."""
-
 
 def estimate(values: Sequence[float]) -> Estimate:
     """The mean of values of independent seeds, and half its 95 % interval: t s / sqrt(n)."""
     n = len(values)
     if n < 2:
         return Estimate(fmean(values), None, tuple(values))
-    quantile = EXACT.get(n - 1) or student(n - 1)
-    return Estimate(fmean(values), quantile * stdev(values) / sqrt(n), tuple(values))
+    return Estimate(fmean(values), student(n - 1) * stdev(values) / sqrt(n), tuple(values))
 
 
 def summarise(lab: Lab, runs: Sequence[Done]) -> list[VariantResult]:

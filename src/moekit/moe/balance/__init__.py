@@ -39,5 +39,12 @@ def selection_factor(balance: nn.ModuleDict) -> Float[Tensor, " E"] | None:
     return math.prod(factors[1:], start=factors[0]) if factors else None
 
 
-__all__ = ["BalanceRule", "StepCount", "active_rules", "build_balance", "build_rule", "selection_bias"]
-__all__ += ["selection_factor"]
+__all__ = [
+    "BalanceRule",
+    "StepCount",
+    "active_rules",
+    "build_balance",
+    "build_rule",
+    "selection_bias",
+    "selection_factor",
+]
