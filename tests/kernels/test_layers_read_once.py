@@ -91,6 +91,7 @@ def test_switched_off_nothing_is_compiled_and_all_is_computed(tmp_path: Path, mo
 
 def test_without_a_compiler_all_is_computed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     library.cache_clear()
+    monkeypatch.delenv(SWITCH, raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
     assert library() is None
     library.cache_clear()
@@ -101,6 +102,7 @@ def test_a_source_that_does_not_compile_is_no_error(monkeypatch: pytest.MonkeyPa
     compiler.write_text("#!/bin/sh\nexit 1\n")
     compiler.chmod(0o755)
     library.cache_clear()
+    monkeypatch.delenv(SWITCH, raising=False)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     assert library() is None
