@@ -130,3 +130,17 @@ def test_what_dropout_leaves_is_rounded_where_inner_numbers_are() -> None:
     layer.experts.round_inner = lambda inner: seen.append(inner) or inner
     layer(torch.randn(40, 6, generator=generator(0)), generator=generator(1))
     assert 0.3 < float((seen[0] == 0).float().mean()) < 0.7
+
+
+def test_few_rows_in_bfloat16_draw_the_same_dropout_with_and_without_gradients() -> None:
+    layer = random_layer(
+        0, torch.bfloat16, width=32, expert_width=32, n_routed=4, n_shared=0, top_k=2, expert_dropout=0.5
+    )
+    x = torch.randn(1, 3, 32, generator=generator(1)).bfloat16()
+    layer.train()
+    with_gradients = layer(x, generator=generator(2)).y
+    with torch.no_grad():
+        without = layer(x, generator=generator(2)).y
+        other = layer(x, generator=generator(3)).y
+    assert torch.equal(with_gradients, without)
+    assert not torch.equal(without, other)

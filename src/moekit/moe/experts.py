@@ -64,9 +64,11 @@ class Experts(nn.Module):
 
     def _few(self, x: Tensor, plan: Dispatch) -> bool:
         """Whether reading the experts is most of the work, and there is compiled code for it."""
-        used = sum(end > start for start, end in pairwise(plan.bounds))
-        few = plan.n_rows <= FEW * used and self.round_inner is None
-        return few and reads_once(x, x if self.stored is not None else self.down, min(len(x), 1))
+        drops = self.training and self.dropout > 0
+        matrix = x if self.stored is not None else self.down
+        if drops or self.round_inner is not None or not reads_once(x, matrix, min(len(x), 1)):
+            return False
+        return plan.n_rows <= FEW * sum(end > start for start, end in pairwise(plan.bounds))
 
     def _read_once(self, x: Tensor, weights: Tensor, plan: Dispatch) -> Tensor:
         """Few tokens: the experts they come to, in one parallel region of compiled code."""
