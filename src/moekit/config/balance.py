@@ -27,6 +27,10 @@ class BalanceConfig:
     needs_kind: ClassVar[tuple[str, ...]] = ()
     """the kinds of routing that it is made for; empty: all"""
 
+    def __post_init__(self) -> None:
+        if hasattr(self, "coefficient"):
+            check_not_negative(self, "coefficient")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BiasBalance(BalanceConfig):
@@ -65,9 +69,6 @@ class ExpertLoss(BalanceConfig):
     """the loss at perfect balance"""
     scope: Scope = "sequence"
     """tokens over which the load is counted"""
-
-    def __post_init__(self) -> None:
-        check_not_negative(self, "coefficient")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -116,9 +117,6 @@ class SequenceLoss(BalanceConfig):
     coefficient: float = 0.0001
     """the loss at perfect balance"""
 
-    def __post_init__(self) -> None:
-        check_not_negative(self, "coefficient")
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RouterZLoss(BalanceConfig):
@@ -128,9 +126,6 @@ class RouterZLoss(BalanceConfig):
     coefficient: float = 0.001
     """factor of the mean squared log-sum-exp of the logits"""
     balances: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        check_not_negative(self, "coefficient")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -143,9 +138,6 @@ class FirstChoiceLoss(BalanceConfig):
     scope: Scope = "batch"
     """tokens over which the load is counted"""
 
-    def __post_init__(self) -> None:
-        check_not_negative(self, "coefficient")
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImportanceLoss(BalanceConfig):
@@ -156,9 +148,6 @@ class ImportanceLoss(BalanceConfig):
     """the loss at perfect balance"""
     scope: Scope = "batch"
     """tokens over which weights are summed"""
-
-    def __post_init__(self) -> None:
-        check_not_negative(self, "coefficient")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -172,9 +161,6 @@ class LoadLoss(BalanceConfig):
     """tokens over which the load is counted"""
     needs_kind: ClassVar[tuple[str, ...]] = ("noisy_top_k",)
 
-    def __post_init__(self) -> None:
-        check_not_negative(self, "coefficient")
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VarianceLoss(BalanceConfig):
@@ -186,9 +172,6 @@ class VarianceLoss(BalanceConfig):
     scope: Scope = "batch"
     """tokens over which probabilities are averaged"""
 
-    def __post_init__(self) -> None:
-        check_not_negative(self, "coefficient")
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EntropyLoss(BalanceConfig):
@@ -198,9 +181,6 @@ class EntropyLoss(BalanceConfig):
     coefficient: float = 0.0001
     """factor of the mean entropy, in nats"""
     balances: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        check_not_negative(self, "coefficient")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -212,9 +192,6 @@ class CommonMassLoss(BalanceConfig):
     """factor of the mean share"""
     balances: ClassVar[bool] = False
     needs_kind: ClassVar[tuple[str, ...]] = ("task", "two_pool")
-
-    def __post_init__(self) -> None:
-        check_not_negative(self, "coefficient")
 
 
 BalanceRule = (
