@@ -1,4 +1,4 @@
-"""Compile and load `linear.cpp`: once for each machine, with the compiler that is there; None where there is none."""
+"""Compile and load the C++ kernels once for each machine, with its own compiler; None where there is none."""
 
 import ctypes
 import hashlib
@@ -6,11 +6,14 @@ import os
 import shutil
 import subprocess
 import tempfile
+from ctypes import POINTER, c_int, c_int32, c_int64, c_void_p
 from functools import cache
 from importlib import resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
+from typing import Any
 
-FLAGS = ("-O3", "-std=c++17", "-fopenmp", "-shared", "-fPIC", "-w")
+FLAGS = ("-O3", "-std=c++17", "-fopenmp", "-fPIC", "-w")
 """The instruction set is chosen at run time, so that a folder that machines share serves them all."""
 
 SWITCH = "MOEKIT_NO_KERNELS"
@@ -21,12 +24,12 @@ class Matrix(ctypes.Structure):
     """`moekit_matrix` of linear.cpp."""
 
     _fields_ = (
-        ("rows", ctypes.c_void_p),
-        ("out", ctypes.c_int64),
-        ("inputs", ctypes.c_int64),
-        ("stride", ctypes.c_int64),
-        ("bits", ctypes.c_int32),
-        ("group", ctypes.c_int32),
+        ("rows", c_void_p),
+        ("out", c_int64),
+        ("inputs", c_int64),
+        ("stride", c_int64),
+        ("bits", c_int32),
+        ("group", c_int32),
     )
 
 
@@ -36,10 +39,17 @@ class Block(ctypes.Structure):
     _fields_ = (
         ("gate_up", Matrix),
         ("down", Matrix),
-        ("tokens", ctypes.c_void_p),
-        ("weights", ctypes.c_void_p),
-        ("n_rows", ctypes.c_int64),
+        ("tokens", c_void_p),
+        ("weights", c_void_p),
+        ("n_rows", c_int64),
     )
+
+
+SIGNATURES: dict[str, tuple[Any, ...]] = {
+    "moekit_linear": (POINTER(Matrix), c_void_p, c_int64, c_void_p, c_int, c_int),
+    "moekit_swiglu": (POINTER(Block), c_int64, c_void_p, c_int64, c_void_p, c_int, c_int),
+}
+"""What the compiled functions take; the last two of each are threads and instruction set."""
 
 
 @cache
@@ -55,28 +65,44 @@ def library() -> ctypes.CDLL | None:
 
 
 def _compiled(compiler: str) -> Path:
-    source = resources.files("moekit.kernels") / "linear.cpp"
-    text = source.read_bytes()
-    mark = hashlib.sha256(b"\0".join([text, compiler.encode(), *(flag.encode() for flag in FLAGS)])).hexdigest()[:16]
+    """The library for these sources, this compiler and these flags, made where it is not there yet."""
+    sources = {file.name: file.read_bytes() for file in _sources()}
+    marked = [compiler.encode(), *(flag.encode() for flag in FLAGS), *sources.values()]
+    mark = hashlib.sha256(b"\0".join(marked)).hexdigest()[:16]
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "moekit" / "kernels"
-    target = folder / f"linear-{mark}.so"
+    target = folder / f"kernels-{mark}.so"
     if target.is_file():
         return target
     folder.mkdir(parents=True, exist_ok=True)
     # Under a name of its own until it is whole: processes may compile at the same time.
     with tempfile.TemporaryDirectory(dir=folder) as building:
-        file, made = Path(building) / "linear.cpp", Path(building) / target.name
-        file.write_bytes(text)
-        subprocess.run([compiler, *FLAGS, "-o", made, file], check=True, capture_output=True)
-        made.replace(target)
+        for name, text in sources.items():
+            (Path(building) / name).write_bytes(text)
+        _build(compiler, Path(building), target.name)
+        (Path(building) / target.name).replace(target)
     return target
 
 
+def _build(compiler: str, folder: Path, name: str) -> None:
+    """Compile the sources in `folder`, side by side, and link them."""
+    sources = [file.name for file in sorted(folder.glob("*.cpp"))]
+    quiet = {"cwd": folder, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    started = [subprocess.Popen([compiler, *FLAGS, "-c", source], **quiet) for source in sources]
+    codes = [process.wait() for process in started]
+    if any(codes):
+        raise subprocess.CalledProcessError(1, compiler)
+    objects = [Path(source).with_suffix(".o").name for source in sources]
+    subprocess.run([compiler, *FLAGS, "-shared", "-o", name, *objects], check=True, **quiet)
+
+
+def _sources() -> list[Traversable]:
+    files = resources.files("moekit.kernels").iterdir()
+    return sorted((file for file in files if file.name.endswith((".cpp", ".h"))), key=lambda file: file.name)
+
+
 def _typed(found: ctypes.CDLL) -> ctypes.CDLL:
-    number, pointer, size = ctypes.c_int, ctypes.c_void_p, ctypes.c_int64
-    found.moekit_level.argtypes, found.moekit_level.restype = (), number
-    found.moekit_linear.argtypes = (ctypes.POINTER(Matrix), pointer, size, pointer, number, number)
-    found.moekit_linear.restype = None
-    found.moekit_swiglu.argtypes = (ctypes.POINTER(Block), size, pointer, size, pointer, number, number)
-    found.moekit_swiglu.restype = None
+    found.moekit_level.argtypes, found.moekit_level.restype = (), c_int
+    for name, arguments in SIGNATURES.items():
+        function = getattr(found, name)
+        function.argtypes, function.restype = arguments, None
     return found
