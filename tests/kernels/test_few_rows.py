@@ -10,7 +10,7 @@ from torch import Tensor
 
 from moekit.kernels import few_rows
 from moekit.kernels.few_rows import Expert, linear, linear_twin, rounded, swiglu, swiglu_twin
-from moekit.kernels.groups import Grouped, quantise, restore, row_bytes
+from moekit.kernels.groups import Grouped, quantise, restore
 from moekit.kernels.library import library
 
 seeds = st.integers(0, 2**31 - 1)
@@ -42,7 +42,7 @@ def relative_error(found: Tensor, expected: Tensor) -> float:
 @levels
 @formats
 @pytest.mark.usefixtures("at_level")
-@given(seed=seeds, n=st.integers(1, 19), out=st.integers(1, 40), groups=st.integers(1, 5), heavy=st.booleans())
+@given(seed=seeds, n=st.integers(1, 130), out=st.integers(1, 140), groups=st.integers(1, 9), heavy=st.booleans())
 def test_a_product_equals_its_twin(
     bits: int, group: int, seed: int, n: int, out: int, groups: int, heavy: bool
 ) -> None:
@@ -51,13 +51,15 @@ def test_a_product_equals_its_twin(
     weight = weight**5 if heavy else weight
     x = torch.randn(n, inputs, generator=source)
     matrix = stored(weight, bits, group)
-    assert relative_error(linear(x, matrix), linear_twin(x, matrix)) < 1e-5
+    # Of what the norms allow: a product of heavy numbers may cancel to little.
+    largest = x.norm() * (weight if bits == 16 else restore(matrix)).norm()
+    assert (linear(x, matrix) - linear_twin(x, matrix)).norm() <= 1e-6 * largest
 
 
 @levels
 @formats
 @pytest.mark.usefixtures("at_level")
-@given(seed=seeds, n=st.integers(1, 9), shape=st.tuples(st.integers(1, 3), st.integers(1, 3)), data=st.data())
+@given(seed=seeds, n=st.integers(1, 70), shape=st.tuples(st.integers(1, 3), st.integers(1, 3)), data=st.data())
 def test_experts_in_one_region_equal_their_twin(
     bits: int, group: int, seed: int, n: int, shape: tuple[int, int], data: st.DataObject
 ) -> None:
@@ -77,21 +79,18 @@ def test_experts_in_one_region_equal_their_twin(
     assert relative_error(found, expected) < (2e-3 if bits == 16 else 1e-2)
 
 
-@pytest.mark.parametrize(("bits", "group"), FORMATS[1:])
-@given(seed=seeds, power=st.sampled_from([1, 3, 7]), scale=st.sampled_from([1e-3, 1.0, 30.0]))
-def test_quantising_moves_a_weight_by_half_a_step_at_most(
-    bits: int, group: int, seed: int, power: int, scale: float
-) -> None:
-    weight = scale * torch.randn(3, 5, 2 * group, generator=generator(seed)) ** power
-    weight = weight.clamp(-3e4, 3e4)
-    grouped = quantise(weight, bits, group)
-    assert grouped.rows.shape == (3, 5, row_bytes(2 * group, bits, group))
-    assert grouped.inputs == 2 * group
-    groups = weight.unflatten(-1, (-1, group))
-    span = groups.amax(-1, keepdim=True) - groups.amin(-1, keepdim=True)
-    least = groups.amin(-1, keepdim=True).abs()
-    bound = span / (2**bits - 1) / 2 + (span + 2 * least) / 2048 + 2**-24 * 2**bits
-    assert ((restore(grouped).unflatten(-1, (-1, group)) - groups).abs() <= bound).all()
+@levels
+@pytest.mark.usefixtures("at_level")
+@given(seed=seeds, counts=st.lists(st.integers(0, 40), min_size=4, max_size=4))
+def test_experts_of_several_formats_share_a_call(seed: int, counts: list[int]) -> None:
+    source, x = generator(seed), torch.randn(40, 128, generator=generator(seed))
+    experts = []
+    for n, first, second in zip(counts, FORMATS[1:5], [FORMATS[6], *FORMATS[:3]], strict=True):
+        gate_up = torch.randn(2 * 128, 128, generator=source) / 12
+        down = torch.randn(128, 128, generator=source) / 12
+        tokens, weights = torch.randperm(40, generator=source)[:n], torch.rand(n, generator=source)
+        experts.append(Expert(stored(gate_up, *first), stored(down, *second), tokens, weights))
+    assert relative_error(swiglu(x, experts), swiglu_twin(x, experts)) < 1e-2
 
 
 @pytest.mark.parametrize(("bits", "group"), FORMATS[1:])

@@ -1,15 +1,19 @@
-"""Products of a few rows with bfloat16 or quantised matrices, each read once: the speed of memory is the limit."""
+"""Products with bfloat16 or quantised matrices: few rows read each once, at the speed of memory; many go in tiles."""
 
 import ctypes
 from collections.abc import Sequence
+from struct import Struct
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 
 from moekit.kernels.groups import Grouped, restore
-from moekit.kernels.library import Block, Matrix, library
+from moekit.kernels.library import library
 from moekit.tensors import Float, Int, Tensor
+
+MATRIX, ROWS = Struct("=Qqqqii"), Struct("=QQq")
+"""How `moekit_matrix`, and what follows two of them in `moekit_block`, lie in memory (rows.h)."""
 
 
 class Expert(NamedTuple):
@@ -34,12 +38,9 @@ def linear(x: Float[Tensor, "T I"], matrix: Tensor | Grouped) -> Float[Tensor, "
     compiled = library()
     if compiled is None:
         return linear_twin(x, matrix)
-    out = torch.empty(len(x), _rows(matrix).shape[0])
-    source = x.float().contiguous()
-    described = _matrix(matrix)
-    compiled.moekit_linear(
-        ctypes.byref(described), source.data_ptr(), len(x), out.data_ptr(), torch.get_num_threads(), _level(compiled)
-    )
+    out, source = torch.empty(len(x), _rows(matrix).shape[0]), x.float().contiguous()
+    threads, level = torch.get_num_threads(), _level(compiled)
+    compiled.moekit_linear(_described(matrix), source.data_ptr(), len(x), out.data_ptr(), threads, level)
     return out
 
 
@@ -48,18 +49,15 @@ def swiglu(x: Float[Tensor, "T D"], experts: Sequence[Expert]) -> Float[Tensor, 
     compiled = library()
     if compiled is None:
         return swiglu_twin(x, experts)
-    # What the addresses below point into must live until the call returns.
-    kept = [(e.tokens.contiguous(), e.weights.float().contiguous()) for e in experts]
-    blocks = (Block * len(experts))(
-        *(
-            Block(_matrix(e.gate_up), _matrix(e.down), tokens.data_ptr(), weights.data_ptr(), len(tokens))
-            for e, (tokens, weights) in zip(experts, kept, strict=True)
-        )
+    # What the addresses point into must live until the call returns.
+    kept = [(_side_by_side(e.tokens, torch.int64), _side_by_side(e.weights, torch.float32)) for e in experts]
+    blocks = b"".join(
+        _described(e.gate_up) + _described(e.down) + ROWS.pack(tokens.data_ptr(), weights.data_ptr(), len(tokens))
+        for e, (tokens, weights) in zip(experts, kept, strict=True)
     )
     out, source = torch.zeros(x.shape, dtype=torch.float32), x.float().contiguous()
-    compiled.moekit_swiglu(
-        blocks, len(experts), source.data_ptr(), x.shape[1], out.data_ptr(), torch.get_num_threads(), _level(compiled)
-    )
+    threads, level = torch.get_num_threads(), _level(compiled)
+    compiled.moekit_swiglu(blocks, len(experts), source.data_ptr(), *x.shape, out.data_ptr(), threads, level)
     return out
 
 
@@ -90,12 +88,17 @@ def _rows(matrix: Tensor | Grouped) -> Tensor:
     return matrix.rows if isinstance(matrix, Grouped) else matrix
 
 
-def _matrix(matrix: Tensor | Grouped) -> Matrix:
-    rows = _rows(matrix)
-    bits, group, inputs = (
-        (matrix.bits, matrix.group, matrix.inputs) if isinstance(matrix, Grouped) else (16, 0, rows.shape[1])
-    )
-    return Matrix(rows.data_ptr(), rows.shape[0], inputs, rows.stride(0) * rows.element_size(), bits, group)
+def _side_by_side(numbers: Tensor, dtype: torch.dtype) -> Tensor:
+    return numbers if numbers.dtype == dtype and numbers.is_contiguous() else numbers.to(dtype).contiguous()
+
+
+def _described(matrix: Tensor | Grouped) -> bytes:
+    """`moekit_matrix` of rows.h."""
+    if isinstance(matrix, Tensor):
+        out, inputs = matrix.shape
+        return MATRIX.pack(matrix.data_ptr(), out, inputs, matrix.stride(0) * 2, 16, 0)
+    rows, bits, group = matrix
+    return MATRIX.pack(rows.data_ptr(), rows.shape[0], matrix.inputs, rows.stride(0), bits, group)
 
 
 def _level(compiled: ctypes.CDLL) -> int:

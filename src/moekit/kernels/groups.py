@@ -1,9 +1,10 @@
 """Matrices of 8- or 4-bit numbers in groups: how they are made, how they lie in memory and on disk, what they mean.
 
-A row of a matrix [out, in] with groups of g numbers is, byte after byte: all its numbers, then for each group scale
-and least value in float16. With 8 bits a number is a byte; with 4 bits byte j of a group holds number j in its low half
-and number j + g/2 in its high half. A weight is scale * number + least: in + 4 in/g or in/2 + 4 in/g bytes a row. The
-format is the same on every machine.
+A row of a matrix [out, in] with groups of g numbers is, byte after byte: for each group scale and least value in
+float16, then all its numbers. With 8 bits a number is a byte; with 4 bits byte j of a group holds number j in its low
+half and number j + g/2 in its high half. A weight is scale * number + least: 4 in/g + in or 4 in/g + in/2 bytes a row.
+What numbers mean comes before them because a product wants it first, and memory is read fastest in order. The format
+is the same on every machine.
 """
 
 from typing import NamedTuple
@@ -11,7 +12,8 @@ from typing import NamedTuple
 import torch
 from jaxtyping import UInt8
 
-from moekit.tensors import Float, Int, Tensor
+from moekit.kernels.library import library
+from moekit.tensors import Float, Tensor
 
 GROUPS = (32, 64, 128)
 BITS = (4, 8)
@@ -27,7 +29,8 @@ class Grouped(NamedTuple):
     @property
     def inputs(self) -> int:
         """Numbers in a row."""
-        return self.rows.shape[-1] * 8 * self.group // (self.bits * self.group + 32)
+        rows, bits, group = self
+        return rows.shape[-1] * 8 * group // (bits * group + 32)
 
 
 def row_bytes(inputs: int, bits: int, group: int) -> int:
@@ -43,6 +46,19 @@ def quantise(weight: Float[Tensor, "*stack O I"], bits: int, group: int) -> Grou
     """
     if bits not in BITS or group not in GROUPS or weight.shape[-1] % group:
         raise ValueError(f"no groups of {group} numbers of {bits} bits in rows of {weight.shape[-1]}")
+    compiled = library()
+    if compiled is None or compiled.moekit_level() < 1 or weight.device.type != "cpu":
+        return quantise_twin(weight, bits, group)
+    source = (weight if weight.dtype == torch.bfloat16 else weight.float()).contiguous()
+    inputs = weight.shape[-1]
+    rows = torch.empty(*weight.shape[:-1], row_bytes(inputs, bits, group), dtype=torch.uint8)
+    shape = (int(source.dtype == torch.float32), weight.shape[:-1].numel(), inputs, bits, group)
+    compiled.moekit_quantise(source.data_ptr(), *shape, rows.data_ptr(), torch.get_num_threads(), 1)
+    return Grouped(rows, bits, group)
+
+
+def quantise_twin(weight: Float[Tensor, "*stack O I"], bits: int, group: int) -> Grouped:
+    """As `quantise`, in plain torch."""
     groups = weight.float().unflatten(-1, (-1, group))
     least, greatest = groups.amin(dim=-1), groups.amax(dim=-1)
     least16 = least.half()
@@ -54,21 +70,30 @@ def quantise(weight: Float[Tensor, "*stack O I"], bits: int, group: int) -> Grou
         low, high = numbers.chunk(2, dim=-1)
         numbers = low | (high << 4)
     meaning = torch.stack([scale16, least16], dim=-1).flatten(-2).contiguous().view(torch.uint8)
-    return Grouped(torch.cat([numbers.flatten(-2), meaning], dim=-1).contiguous(), bits, group)
-
-
-def numbers_of(grouped: Grouped) -> Int[Tensor, "*stack O groups group"]:
-    """The stored numbers, group by group."""
-    packed = grouped.rows[..., : grouped.inputs * grouped.bits // 8]
-    if grouped.bits == 8:
-        return packed.unflatten(-1, (-1, grouped.group)).long()
-    halves = packed.unflatten(-1, (-1, grouped.group // 2))
-    return torch.cat([halves & 15, halves >> 4], dim=-1).long()
+    return Grouped(torch.cat([meaning, numbers.flatten(-2)], dim=-1).contiguous(), bits, group)
 
 
 def restore(grouped: Grouped, dtype: torch.dtype = torch.float32) -> Float[Tensor, "*stack O I"]:
     """The weights that the numbers stand for."""
-    meaning = grouped.rows[..., grouped.inputs * grouped.bits // 8 :].contiguous().view(torch.float16)
-    scale, least = meaning.unflatten(-1, (-1, 2)).float().unbind(dim=-1)
-    groups = numbers_of(grouped).float() * scale.unsqueeze(-1) + least.unsqueeze(-1)
-    return groups.flatten(-2).to(dtype)
+    packed = grouped.rows[..., _meaning_bytes(grouped) :]
+    weights = torch.empty(*packed.shape[:-1], grouped.inputs // grouped.group, grouped.group)
+    if grouped.bits == 8:
+        weights.copy_(packed.unflatten(-1, (-1, grouped.group)))
+    else:
+        halves, (low, high) = packed.unflatten(-1, (-1, grouped.group // 2)), weights.chunk(2, dim=-1)
+        low.copy_(halves & 15)
+        high.copy_(halves >> 4)
+    meaning = grouped.rows[..., : _meaning_bytes(grouped)].contiguous().view(torch.float16)
+    scale, least = meaning.unflatten(-1, (-1, 2)).float().unsqueeze(-1).unbind(dim=-2)
+    return weights.mul_(scale).add_(least).flatten(-2).to(dtype)
+
+
+def finite(grouped: Grouped) -> bool:
+    """Whether every scale and every least value is a finite number."""
+    meaning = grouped.rows[..., : _meaning_bytes(grouped)].contiguous().view(torch.int16)
+    return not bool((meaning & 0x7C00 == 0x7C00).any())
+
+
+def _meaning_bytes(grouped: Grouped) -> int:
+    """Bytes of a row before its numbers."""
+    return grouped.inputs // grouped.group * 4

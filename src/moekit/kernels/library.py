@@ -6,48 +6,51 @@ import os
 import shutil
 import subprocess
 import tempfile
-from ctypes import POINTER, c_int, c_int32, c_int64, c_void_p
+from ctypes import POINTER, c_double, c_int, c_int32, c_int64, c_void_p
 from functools import cache
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
-FLAGS = ("-O3", "-std=c++17", "-fopenmp", "-fPIC", "-w")
-"""The instruction set is chosen at run time, so that a folder that machines share serves them all."""
+import torch
+
+FLAGS = ("-O3", "-std=c++17", "-fno-math-errno", "-fopenmp", "-fPIC", "-w")
+"""The instruction set is chosen at run time, so that a folder that machines share serves them all. Square roots that
+must report errors would not become vectors."""
 
 SWITCH = "MOEKIT_NO_KERNELS"
 """Set to 1, this environment variable leaves the kernels out."""
 
 
-class Matrix(ctypes.Structure):
-    """`moekit_matrix` of linear.cpp."""
+class ExpertBlock(ctypes.Structure):
+    """`moekit_experts` of experts.cpp."""
 
     _fields_ = (
-        ("rows", c_void_p),
-        ("out", c_int64),
-        ("inputs", c_int64),
-        ("stride", c_int64),
+        *(
+            (name, c_void_p)
+            for name in ("gate_up", "down", "bounds", "tokens", "places", "weights", "groups", "hidden", "inners")
+        ),
+        *((name, c_int64) for name in ("n_experts", "n_groups", "n_tokens", "top_k", "width", "inner")),
         ("bits", c_int32),
-        ("group", c_int32),
-    )
-
-
-class Block(ctypes.Structure):
-    """`moekit_block` of linear.cpp."""
-
-    _fields_ = (
-        ("gate_up", Matrix),
-        ("down", Matrix),
-        ("tokens", c_void_p),
-        ("weights", c_void_p),
-        ("n_rows", c_int64),
+        ("threads", c_int32),
     )
 
 
 SIGNATURES: dict[str, tuple[Any, ...]] = {
-    "moekit_linear": (POINTER(Matrix), c_void_p, c_int64, c_void_p, c_int, c_int),
-    "moekit_swiglu": (POINTER(Block), c_int64, c_void_p, c_int64, c_void_p, c_int, c_int),
+    "moekit_linear": (c_void_p, c_void_p, c_int64, c_void_p, c_int, c_int),
+    "moekit_swiglu": (c_void_p, c_int64, c_void_p, c_int64, c_int64, c_void_p, c_int, c_int),
+    "moekit_quantise": (c_void_p, c_int, c_int64, c_int64, c_int, c_int64, c_void_p, c_int, c_int),
+    "moekit_adamw": (c_void_p, c_int64, c_double, c_double, c_double, c_double, c_int, c_int),
+    "moekit_attend": (c_void_p, c_int, c_int),
+    "moekit_attend_backward": (c_void_p, c_int, c_int),
+    "moekit_cross_entropy": (c_void_p, c_int, c_void_p, c_int64, c_int64, c_int, c_void_p, c_int, c_int),
+    "moekit_norm_forward": (c_void_p, c_int, c_int),
+    "moekit_norm_backward": (c_void_p, c_int, c_int),
+    "moekit_squares": (c_void_p, c_int64, POINTER(c_double), c_int, c_int),
+    "moekit_keep_memory": (),
+    "moekit_experts_forward": (POINTER(ExpertBlock), *[c_void_p] * 4),
+    "moekit_experts_backward": (POINTER(ExpertBlock), *[c_void_p] * 8),
 }
 """What the compiled functions take; the last two of each are threads and instruction set."""
 
@@ -62,6 +65,11 @@ def library() -> ctypes.CDLL | None:
         return _typed(ctypes.CDLL(os.fspath(_compiled(compiler))))
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def reaches(x: torch.Tensor) -> bool:
+    """Whether compiled loops can run over the numbers of `x`: in bfloat16 or float32, side by side, on a CPU."""
+    return x.device.type == "cpu" and x.dtype in (torch.bfloat16, torch.float32) and x.is_contiguous() and x.numel() > 0
 
 
 def _compiled(compiler: str) -> Path:

@@ -1,9 +1,14 @@
-"""A linear layer that reads its matrix at the speed of memory where few rows come to it."""
+"""A linear layer that reads its matrix at the speed of memory where few rows come to it, or the matrix is quantised."""
+
+from typing import Any
 
 import torch
 from torch import nn
 
+from moekit.config.errors import InputError
+from moekit.config.quantisation import Groups
 from moekit.kernels import few_rows
+from moekit.kernels.groups import Grouped
 from moekit.tensors import Float, Tensor
 
 MOST = 8
@@ -11,14 +16,24 @@ MOST = 8
 
 
 class Linear(nn.Linear):
-    """As torch's in all else: the same parameters, gradients, types and devices."""
+    """As torch's in all else: the same parameters, gradients, types and devices.
+
+    With `groups`, `weight` holds the bytes of a quantised matrix: no gradient passes, and it is one for the CPU.
+    """
+
+    groups: Groups | None = None
 
     def forward(self, input: Float[Tensor, "*shape I"]) -> Float[Tensor, "*shape O"]:
-        if not reads_once(input, self.weight, input.numel() // max(input.shape[-1], 1)):
+        weight, groups, shape = self.weight, self.groups, input.shape
+        if groups is not None:
+            matrix = Grouped(weight, groups.bits, groups.size)
+        elif reads_once(input, weight, input.numel() // max(shape[-1], 1)):
+            matrix = weight
+        else:
             return super().forward(input)
-        y = few_rows.linear(input.flatten(0, -2), self.weight)
-        y = y if self.bias is None else y + self.bias
-        return y.to(input.dtype).view(*input.shape[:-1], -1)
+        y = few_rows.linear(input.detach().reshape(-1, shape[-1]), matrix)
+        y = y if self.bias is None else y + self.bias.detach()
+        return without_gradient(y.to(input.dtype).view(*shape[:-1], y.shape[-1]), input)
 
 
 def reads_once(x: Tensor, matrix: Tensor, rows: int) -> bool:
@@ -31,3 +46,23 @@ def reads_once(x: Tensor, matrix: Tensor, rows: int) -> bool:
         and matrix.stride(-1) == 1
         and few_rows.runs_here()
     )
+
+
+def without_gradient(y: Tensor, *inputs: Tensor) -> Tensor:
+    """`y`, computed from quantised weights and `inputs`; asking for a gradient through it raises an InputError."""
+    if torch.is_grad_enabled() and any(each.requires_grad for each in inputs):
+        return _NoGradient.apply(y, *inputs)
+    return y
+
+
+class _NoGradient(torch.autograd.Function):
+    """Where a gradient would have to pass a quantised weight: it must not silently be missing."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, *inputs: Tensor) -> Tensor:  # noqa: ARG004
+        return y.view_as(y)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]  # noqa: ARG004
+        hint = "moekit convert FOLDER OUT --dtype bfloat16 restores the weights"
+        raise InputError("quantised weights give no gradients", hint)

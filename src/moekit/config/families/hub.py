@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from moekit.config.errors import ConfigError, check
+from moekit.config.quantisation import KEY
 
 WORDS = """
 _attn_implementation_autoset _name_or_path architectures auto_map bos_token_id chunk_size_feed_forward dtype
@@ -16,7 +17,7 @@ torch_dtype transformers_version unsloth_fixed use_cache
 WITHOUT_EFFECT = frozenset(WORDS.split())
 """Fields that change neither the weights nor what is computed from them."""
 
-READ_WITH_THE_WEIGHTS = frozenset({"quantization_config"})
+READ_WITH_THE_WEIGHTS = frozenset({KEY})
 """Fields that say how tensors are stored, not which model they make up."""
 
 

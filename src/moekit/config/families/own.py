@@ -8,6 +8,7 @@ from moekit.config.errors import ConfigError, check
 from moekit.config.families.family import Family
 from moekit.config.families.trunk import check_layers
 from moekit.config.model import ModelConfig
+from moekit.config.quantisation import KEY
 
 KNOWN = {
     "model_type",
@@ -18,6 +19,7 @@ KNOWN = {
     "dtype",
     "torch_dtype",
     "transformers_version",
+    KEY,
 }
 """What a `config.json` of this family may hold."""
 

@@ -1,0 +1,178 @@
+"""The expert block for many tokens in compiled code, forward and backward, in float32 and bfloat16 (AVX512)."""
+
+import ctypes
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from moekit.kernels.library import ExpertBlock, library
+from moekit.tensors import Float, Int, Tensor
+
+LANES = 16
+"""Widths must be multiples of it, and each expert's tokens are filled up to one."""
+
+GROUP = 16 << 20
+"""Bytes of rows after which the results of experts are added up, while they are in the shared cache. It takes less
+memory, too: writing to new memory takes ten times as long as to old."""
+
+NUMBERS = {torch.float32: 32, torch.bfloat16: 16}
+
+
+class Rows(NamedTuple):
+    """Rows sorted by expert: `bounds[e]:bounds[e + 1]` are for expert e; `places` names those of each token (R: none).
+
+    Experts `groups[g]:groups[g + 1]` are computed, and their rows added up, before those of the next group.
+    """
+
+    bounds: tuple[int, ...]
+    tokens: Int[Tensor, " R"]
+    places: Int[Tensor, "T K"]
+    weights: Float[Tensor, " R"]
+    groups: tuple[int, ...]
+
+
+class Gradients(NamedTuple):
+    """Of the tokens, of each row's weight, and of the stacks."""
+
+    x: Float[Tensor, "T D"]
+    weights: Float[Tensor, " R"]
+    gate_up: Float[Tensor, "E twoI D"]
+    down: Float[Tensor, "E D I"]
+
+
+def computes(x: Float[Tensor, "*shape D"], inner: int) -> bool:
+    """Whether tokens of this type, device and width, and experts of this inner width, are for the compiled code."""
+    fits = x.dtype in NUMBERS and x.device.type == "cpu" and x.shape[-1] % LANES == inner % LANES == 0
+    compiled = library() if fits else None
+    return compiled is not None and compiled.moekit_level() >= 2
+
+
+def forward(
+    x: Float[Tensor, "T D"],
+    rows: Rows,
+    gate_up: Float[Tensor, "E twoI D"] | Sequence[Tensor | None],
+    down: Float[Tensor, "E D I"] | Sequence[Tensor | None],
+    keep: bool,
+) -> tuple[Float[Tensor, "T D"], list[Tensor]]:
+    """The weighted sum, for each token, of the experts of its rows, and, if wanted, what `backward` needs of it.
+
+    The matrices are stacks, or one for each expert: None where it has no rows. Call only where `computes`. Who keeps,
+    trains: from then on the process does not give freed memory back, but uses it again.
+    """
+    if keep:
+        _compiled().moekit_keep_memory()
+    block = _Described(x, rows, gate_up, down)
+    hidden = block.for_each_expert("hidden", block.new(2)) if keep else []
+    out = torch.empty_like(block.x)
+    _compiled().moekit_experts_forward(*block.arguments(), out.data_ptr())
+    return out, hidden
+
+
+def backward(
+    x: Float[Tensor, "T D"],
+    rows: Rows,
+    gate_up: Float[Tensor, "E twoI D"],
+    down: Float[Tensor, "E D I"],
+    hidden: list[Tensor],
+    grad: Float[Tensor, "T D"],
+) -> Gradients:
+    """The gradients that follow from `grad`, that of `forward`'s sum, and what `forward` kept, which is used up."""
+    block, grad = _Described(x, rows, gate_up, down), grad.to(x.dtype).contiguous()
+    block.for_each_expert("hidden", hidden)
+    block.for_each_expert("inners", block.new(1))
+    weights = rows.weights.new_empty(rows.bounds[-1])
+    of = Gradients(torch.empty_like(block.x), weights, torch.empty_like(gate_up), torch.empty_like(down))
+    _compiled().moekit_experts_backward(*block.arguments(grad.data_ptr()), *(each.data_ptr() for each in of))
+    return of
+
+
+class _Described:
+    """The C description of a block, and the memory that it points to."""
+
+    def __init__(
+        self,
+        x: Tensor,
+        rows: Rows,
+        gate_up: Tensor | Sequence[Tensor | None],
+        down: Tensor | Sequence[Tensor | None],
+    ) -> None:
+        assert rows.weights.dtype == torch.float32 and rows.tokens.dtype == rows.places.dtype == torch.int64
+        self.x, width = x.contiguous(), x.shape[-1]
+        self.inner = next(matrix.shape[-1] for matrix in down if matrix is not None)
+        self.columns = [-(-(end - start) // LANES) * LANES for start, end in pairwise(rows.bounds)]
+        self.groups = rows.groups
+        longest = max(rows.bounds[end] - rows.bounds[start] for start, end in pairwise(self.groups))
+        self.room = x.new_empty(longest, width)
+        self.sums = rows.weights.new_empty(len(x), width) if len(self.groups) > 2 else None
+        self.kept: list[object] = []
+        self.block = ExpertBlock(
+            n_experts=len(rows.bounds) - 1,
+            n_groups=len(self.groups) - 1,
+            n_tokens=len(x),
+            top_k=rows.places.shape[-1],
+            width=width,
+            inner=self.inner,
+            bits=NUMBERS[x.dtype],
+            threads=torch.get_num_threads(),
+        )
+        for name, tensor in (("tokens", rows.tokens), ("places", rows.places), ("weights", rows.weights)):
+            self._point(name, tensor.contiguous())
+        for name, numbers in (("bounds", rows.bounds), ("groups", self.groups)):
+            self._point(name, np.asarray(numbers, np.int64))
+        self._point("gate_up", _addresses(gate_up))
+        self._point("down", _addresses(down))
+
+    def new(self, matrices: int) -> list[Tensor]:
+        """Memory for `matrices` times [I, tokens] of each expert, group by group: in pieces that glibc keeps."""
+        sizes = [matrices * self.inner * sum(self.columns[start:end]) for start, end in pairwise(self.groups)]
+        return [self.x.new_empty(size) for size in sizes]
+
+    def for_each_expert(self, name: str, pieces: list[Tensor]) -> list[Tensor]:
+        """Let the field `name` hold where each expert's part of `pieces`, as from `new`, begins."""
+        addresses: list[int] = []
+        for piece, (start, end) in zip(pieces, pairwise(self.groups), strict=True):
+            first, *ends = accumulate(self.columns[start:end], initial=0)
+            column = piece.nbytes // max(ends[-1], 1)
+            addresses += [piece.data_ptr() + before * column for before in (first, *ends[:-1])]
+        self._point(name, np.asarray(addresses, np.int64))
+        self.kept.append(pieces)
+        return pieces
+
+    def arguments(self, *between: int) -> tuple[object, ...]:
+        """The description, x, what is `between`, and the scratch memory."""
+        sums = None if self.sums is None else self.sums.data_ptr()
+        return ctypes.byref(self.block), self.x.data_ptr(), *between, self.room.data_ptr(), sums
+
+    def _point(self, name: str, values: "Tensor | np.ndarray[Any, np.dtype[np.int64]]") -> None:
+        setattr(self.block, name, values.data_ptr() if isinstance(values, Tensor) else values.ctypes.data)
+        self.kept.append(values)
+
+
+def expert_groups(bounds: Sequence[int], row_bytes: int, group_bytes: int = GROUP) -> tuple[int, ...]:
+    """Where groups of experts begin, and the end; all but the last have at least `group_bytes` of rows."""
+    found = [0]
+    for expert in range(1, len(bounds) - 1):
+        if (bounds[expert] - bounds[found[-1]]) * row_bytes >= group_bytes:
+            found.append(expert)
+    return (*found, len(bounds) - 1)
+
+
+def _addresses(matrices: Tensor | Sequence[Tensor | None]) -> "np.ndarray[tuple[int], np.dtype[np.int64]]":
+    if isinstance(matrices, Tensor):
+        assert matrices.is_contiguous()
+        return matrices.data_ptr() + matrices[:1].nbytes * np.arange(len(matrices), dtype=np.int64)
+    assert all(matrix is None or matrix.is_contiguous() for matrix in matrices)
+    return np.asarray([0 if matrix is None else matrix.data_ptr() for matrix in matrices], dtype=np.int64)
+
+
+def _columns(rows: Rows) -> int:
+    return sum(-(-(end - start) // LANES) * LANES for start, end in pairwise(rows.bounds))
+
+
+def _compiled() -> ctypes.CDLL:
+    compiled = library()
+    assert compiled is not None
+    return compiled

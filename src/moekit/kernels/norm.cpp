@@ -1,0 +1,93 @@
+// RMSNorm (arXiv 1910.07467), forward and backward: a row is read from memory once and written once.
+
+#include <vector>
+
+#include "loops.h"
+
+extern "C" {
+
+// Rows of `width` numbers, bfloat16 if `narrow`, else float32; `scale` holds 1 / sqrt(mean(x^2) + epsilon) of each.
+struct moekit_norm {
+    const void *x, *weight;
+    void *unit, *y;  // x scale, and that times weight
+    const void *grad;
+    void *grad_x;
+    float *scale, *grad_weight;
+    int64_t n_rows, width;
+    float epsilon;
+    int32_t narrow;
+};
+}
+
+namespace {
+
+template <typename Number> INLINE void forward(const moekit_norm &job, int64_t row) {
+    const int64_t n = job.width;
+    const Number *__restrict x = (const Number *)job.x + row * n, *__restrict weight = (const Number *)job.weight;
+    Number *__restrict unit = (Number *)job.unit + row * n, *__restrict y = (Number *)job.y + row * n;
+    const float squares = sum_of(n, [&](int64_t i) { return widened(x[i]) * widened(x[i]); });
+    const float scale = 1 / std::sqrt(squares / float(n) + job.epsilon);
+    for (int64_t i = 0; i < n; i++) {
+        Number rounded;
+        narrow_to(&rounded, widened(x[i]) * scale);
+        unit[i] = rounded;
+        narrow_to(y + i, widened(rounded) * widened(weight[i]));
+    }
+    job.scale[row] = scale;
+}
+
+// `sums` gathers grad unit over the rows of a thread.
+template <typename Number> INLINE void backward(const moekit_norm &job, int64_t row, float *__restrict sums) {
+    const int64_t n = job.width;
+    const Number *__restrict unit = (const Number *)job.unit + row * n, *__restrict weight = (const Number *)job.weight;
+    const Number *__restrict grad = (const Number *)job.grad + row * n;
+    Number *__restrict grad_x = (Number *)job.grad_x + row * n;
+    const float product = sum_of(n, [&](int64_t i) { return widened(grad[i]) * widened(weight[i]) * widened(unit[i]); });
+    const float projection = product / float(n), scale = job.scale[row];
+    for (int64_t i = 0; i < n; i++) {
+        const float g = widened(grad[i]), u = widened(unit[i]);
+        sums[i] += g * u;
+        narrow_to(grad_x + i, (g * widened(weight[i]) - u * projection) * scale);
+    }
+}
+
+// The same loops, once for each instruction set.
+using Forward = void (*)(const moekit_norm &, int64_t);
+using Backward = void (*)(const moekit_norm &, int64_t, float *);
+template <typename Number> void forward0(const moekit_norm &job, int64_t row) { forward<Number>(job, row); }
+template <typename Number> AT_LEVEL_1 void forward1(const moekit_norm &job, int64_t row) { forward<Number>(job, row); }
+template <typename Number> AT_LEVEL_2 void forward2(const moekit_norm &job, int64_t row) { forward<Number>(job, row); }
+template <typename Number> void backward0(const moekit_norm &job, int64_t row, float *sums) { backward<Number>(job, row, sums); }
+template <typename Number> AT_LEVEL_1 void backward1(const moekit_norm &job, int64_t row, float *sums) { backward<Number>(job, row, sums); }
+template <typename Number> AT_LEVEL_2 void backward2(const moekit_norm &job, int64_t row, float *sums) { backward<Number>(job, row, sums); }
+
+const Forward NARROW[] = {forward0<uint16_t>, forward1<uint16_t>, forward2<uint16_t>};
+const Forward WIDE[] = {forward0<float>, forward1<float>, forward2<float>};
+const Backward NARROW_BACK[] = {backward0<uint16_t>, backward1<uint16_t>, backward2<uint16_t>};
+const Backward WIDE_BACK[] = {backward0<float>, backward1<float>, backward2<float>};
+
+}  // namespace
+
+extern "C" {
+
+// unit, y and scale of x and weight.
+void moekit_norm_forward(const moekit_norm *job, int threads, int level) {
+    const Forward row = (job->narrow ? NARROW : WIDE)[level < 2 ? level : 2];
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t r = 0; r < job->n_rows; r++) row(*job, r);
+}
+
+// grad_x and grad_weight of weight, unit, scale and grad.
+void moekit_norm_backward(const moekit_norm *job, int threads, int level) {
+    const Backward row = (job->narrow ? NARROW_BACK : WIDE_BACK)[level < 2 ? level : 2];
+    std::vector<float> sums(threads * job->width);
+#pragma omp parallel for num_threads(threads) schedule(static, 1)
+    for (int t = 0; t < threads; t++)
+        for (int64_t r = job->n_rows * t / threads; r < job->n_rows * (t + 1) / threads; r++) row(*job, r, &sums[t * job->width]);
+    for (int64_t i = 0; i < job->width; i++) {
+        float total = 0;
+        for (int t = 0; t < threads; t++) total += sums[t * job->width + i];
+        job->grad_weight[i] = total;
+    }
+}
+}

@@ -1,0 +1,90 @@
+"""RMSNorm (arXiv 1910.07467) and its gradient, each in one pass over the rows."""
+
+import ctypes
+from ctypes import c_float, c_int32, c_int64, c_void_p
+from typing import NamedTuple
+
+import torch
+
+from moekit.kernels.library import library, reaches
+from moekit.tensors import Float, Tensor
+
+
+class Normed(NamedTuple):
+    """x / rms(x), that times the weight, and 1 / rms(x) for the backward."""
+
+    unit: Float[Tensor, "*shape D"]
+    y: Float[Tensor, "*shape D"]
+    scale: Float[Tensor, "*shape 1"]
+
+
+class _Norm(ctypes.Structure):
+    """`moekit_norm` of norm.cpp."""
+
+    _fields_ = (
+        *((name, c_void_p) for name in ("x", "weight", "unit", "y", "grad", "grad_x", "scale", "grad_weight")),
+        *((name, c_int64) for name in ("n_rows", "width")),
+        ("epsilon", c_float),
+        ("narrow", c_int32),
+    )
+
+
+def norm(x: Float[Tensor, "*shape D"], weight: Float[Tensor, " D"], epsilon: float) -> Normed:
+    """RMSNorm of rows; the mean is taken in float32."""
+    x = x.contiguous()
+    if not _is_ours(x, weight):
+        return norm_twin(x, weight, epsilon)
+    found = Normed(torch.empty_like(x), torch.empty_like(x), x.new_empty(*x.shape[:-1], 1, dtype=torch.float32))
+    tensors = {"x": x, "weight": weight, "unit": found.unit, "y": found.y, "scale": found.scale}
+    _call("moekit_norm_forward", x, epsilon, tensors)
+    return found
+
+
+def norm_backward(
+    unit: Float[Tensor, "*shape D"],
+    weight: Float[Tensor, " D"],
+    scale: Float[Tensor, "*shape 1"],
+    grad: Float[Tensor, "*shape D"],
+) -> tuple[Float[Tensor, "*shape D"], Float[Tensor, " D"]]:
+    """The gradients of x and weight."""
+    grad = grad.contiguous()
+    if not (_is_ours(unit, weight) and grad.dtype == unit.dtype):
+        return norm_backward_twin(unit, weight, scale, grad)
+    grad_x, grad_weight = torch.empty_like(unit), torch.empty(unit.shape[-1], dtype=torch.float32)
+    tensors = {"weight": weight, "unit": unit, "scale": scale, "grad": grad}
+    _call("moekit_norm_backward", unit, 0.0, {**tensors, "grad_x": grad_x, "grad_weight": grad_weight})
+    return grad_x, grad_weight.to(weight.dtype)
+
+
+def norm_twin(x: Float[Tensor, "*shape D"], weight: Float[Tensor, " D"], epsilon: float) -> Normed:
+    """As `norm`, by torch."""
+    wide = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+    scale = torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + epsilon)
+    unit = (wide * scale).to(x.dtype)
+    return Normed(unit, unit * weight, scale)
+
+
+def norm_backward_twin(
+    unit: Float[Tensor, "*shape D"],
+    weight: Float[Tensor, " D"],
+    scale: Float[Tensor, "*shape 1"],
+    grad: Float[Tensor, "*shape D"],
+) -> tuple[Float[Tensor, "*shape D"], Float[Tensor, " D"]]:
+    """As `norm_backward`, by torch."""
+    grad_unit = grad * weight
+    projection = (grad_unit * unit).mean(dim=-1, keepdim=True)
+    grad_weight = (grad * unit).flatten(end_dim=-2).sum(dim=0) if grad.dim() > 1 else grad * unit
+    return torch.addcmul(grad_unit, unit, projection, value=-1).mul_(scale), grad_weight
+
+
+def _is_ours(x: Tensor, weight: Tensor) -> bool:
+    return library() is not None and reaches(x) and x.dtype == weight.dtype and weight.is_contiguous()
+
+
+def _call(function: str, x: Tensor, epsilon: float, tensors: dict[str, Tensor]) -> None:
+    compiled = library()
+    assert compiled is not None
+    width = x.shape[-1]
+    job = _Norm(**{name: tensor.data_ptr() for name, tensor in tensors.items()}, n_rows=x.numel() // width, width=width)
+    job.epsilon, job.narrow = epsilon, x.dtype == torch.bfloat16
+    getattr(compiled, function)(ctypes.byref(job), torch.get_num_threads(), compiled.moekit_level())

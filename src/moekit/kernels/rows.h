@@ -1,0 +1,105 @@
+// What the products with stored matrices share: matrices, rows of activations, and the shares of threads.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <immintrin.h>
+#include <new>
+#include <omp.h>
+#include <vector>
+
+#define AVX2 __attribute__((target("avx2,fma,f16c")))
+#define AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16,avx2,fma,f16c")))
+
+extern "C" {
+
+// bits: 16 is bfloat16; 8 and 4 are numbers in groups. Rows are `stride` bytes apart.
+struct moekit_matrix {
+    const uint8_t *rows;
+    int64_t out, in, stride;
+    int32_t bits, group;
+};
+
+// One SwiGLU block and those rows of x that come to it.
+struct moekit_block {
+    moekit_matrix gate_up, down;
+    const int64_t *tokens;   // which row of x each of its rows is
+    const float *weights;    // the factor of each
+    int64_t n_rows;
+};
+}
+
+namespace rows {
+
+using Matrix = moekit_matrix;
+using Block = moekit_block;
+
+constexpr int MOST = 8;          // rows of x that share one pass over a matrix
+constexpr int64_t AHEAD = 2048;  // bytes that are asked for before they are needed
+
+inline int64_t rounded_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
+
+inline float from_bf16(uint16_t value) {
+    uint32_t bits = uint32_t(value) << 16;
+    float found;
+    std::memcpy(&found, &bits, 4);
+    return found;
+}
+
+inline uint16_t to_bf16(float value) {
+    uint32_t bits;
+    std::memcpy(&bits, &value, 4);
+    if ((bits & 0x7fffffff) > 0x7f800000) return uint16_t((bits >> 16) | 0x40);
+    return uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+
+// Memory that begins with a cache line, so that no vector lies in two; its numbers begin as whatever was there.
+template <class T> struct Lines {
+    using value_type = T;
+    Lines() = default;
+    template <class U> Lines(const Lines<U> &) {}
+    T *allocate(size_t n) { return static_cast<T *>(::operator new(n * sizeof(T), std::align_val_t(64))); }
+    void deallocate(T *p, size_t) { ::operator delete(p, std::align_val_t(64)); }
+    void construct(T *) {}
+    template <class U> void construct(T *at, const U &value) { *at = value; }
+    template <class U> bool operator==(const Lines<U> &) const { return true; }
+    template <class U> bool operator!=(const Lines<U> &) const { return false; }
+};
+template <class T> using Buffer = std::vector<T, Lines<T>>;
+
+// Rows of x as a matrix wants them: bfloat16, or 8-bit numbers with a step and a sum for each group. Rows of numbers are
+// padded with zeros to whole blocks of 128, and their groups to 16. With 4 bits a block lies as the bytes of a row do
+// when they are split: first what meets the low halves of 64 bytes, then what meets the high halves.
+struct Rows {
+    int64_t n = 0, in = 0, length = 0, groups = 0;
+    int32_t bits = 16, group = 0;
+    Buffer<uint16_t> wide;
+    Buffer<int8_t> narrow;
+    Buffer<float> scale, sum;
+
+    void shape(int64_t n_, int64_t in_, int32_t bits_, int32_t group_);
+    // Numbers [begin, end) of one row; begin and end are multiples of the group.
+    void put(int64_t row, const float *x, int64_t begin, int64_t end);
+    void copy(int64_t row, const Rows &from, int64_t other);
+};
+
+// One matrix row times n rows of x from `first` on.
+using Dot = void (*)(const Matrix &, const uint8_t *row, const Rows &x, int64_t first, float *found);
+
+// The products for 1 to MOST rows of x.
+const Dot *bfloat16_dots(const Matrix &matrix, int level);
+const Dot *group_dots(const Matrix &matrix, int level);
+
+inline float silu(float gate) { return gate / (1 + __builtin_expf(-gate)); }
+// inner[i] = silu(gate[i]) * up[i]
+void gated(const float *gate, const float *up, float *inner, int64_t n, int level);
+
+struct Span { int64_t begin, end; };
+
+inline Span share(int64_t total, int64_t unit) {
+    const int64_t units = (total + unit - 1) / unit, n = omp_get_num_threads(), t = omp_get_thread_num();
+    return {std::min(units * t / n * unit, total), std::min(units * (t + 1) / n * unit, total)};
+}
+
+}  // namespace rows

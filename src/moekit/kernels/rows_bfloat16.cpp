@@ -1,0 +1,87 @@
+// Products of one bfloat16 row of a matrix with a few rows of x.
+
+#include "rows.h"
+
+namespace rows {
+namespace {
+
+template <int N>
+void dot_plain(const Matrix &m, const uint8_t *row, const Rows &x, int64_t first, float *found) {
+    for (int r = 0; r < N; r++) {
+        float total = 0;
+        for (int64_t i = 0; i < m.in; i++) {
+            uint16_t w;
+            std::memcpy(&w, row + 2 * i, 2);
+            total += from_bf16(w) * from_bf16(x.wide[(first + r) * m.in + i]);
+        }
+        found[r] = total;
+    }
+}
+
+AVX2 inline float sum8(__m256 v) {
+    __m128 half = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    half = _mm_add_ps(half, _mm_movehl_ps(half, half));
+    return _mm_cvtss_f32(_mm_add_ss(half, _mm_movehdup_ps(half)));
+}
+
+AVX2 inline __m256 widen8(const void *p) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p)), 16));
+}
+
+// in must be a multiple of 16.
+template <int N>
+AVX2 void dot_avx2(const Matrix &m, const uint8_t *row, const Rows &x, int64_t first, float *found) {
+    __m256 total[N][2];
+    for (int r = 0; r < N; r++) total[r][0] = total[r][1] = _mm256_setzero_ps();
+    const uint16_t *base = &x.wide[first * m.in];
+    for (int64_t i = 0; i < m.in; i += 16) {
+        _mm_prefetch((const char *)(row + 2 * i + AHEAD), _MM_HINT_T0);
+        __m256 low = widen8(row + 2 * i), high = widen8(row + 2 * i + 16);
+        for (int r = 0; r < N; r++) {
+            total[r][0] = _mm256_fmadd_ps(low, widen8(base + r * m.in + i), total[r][0]);
+            total[r][1] = _mm256_fmadd_ps(high, widen8(base + r * m.in + i + 8), total[r][1]);
+        }
+    }
+    for (int r = 0; r < N; r++) found[r] = sum8(_mm256_add_ps(total[r][0], total[r][1]));
+}
+
+// in must be a multiple of 32.
+template <int N>
+AVX512 void dot_avx512(const Matrix &m, const uint8_t *row, const Rows &x, int64_t first, float *found) {
+    // With one row of x, several sums hide the latency of the products.
+    constexpr int CHAINS = N == 1 ? 4 : N == 2 ? 2 : 1;
+    __m512 total[N][CHAINS];
+    for (int r = 0; r < N; r++)
+        for (int c = 0; c < CHAINS; c++) total[r][c] = _mm512_setzero_ps();
+    const uint16_t *base = &x.wide[first * m.in];
+    int64_t i = 0;
+    for (; i + 32 * CHAINS <= m.in; i += 32 * CHAINS)
+        for (int c = 0; c < CHAINS; c++) {
+            const int64_t at = i + 32 * c;
+            _mm_prefetch((const char *)(row + 2 * at + AHEAD), _MM_HINT_T0);
+            __m512bh w = (__m512bh)_mm512_loadu_si512(row + 2 * at);
+            for (int r = 0; r < N; r++)
+                total[r][c] = _mm512_dpbf16_ps(total[r][c], w, (__m512bh)_mm512_loadu_si512(base + r * m.in + at));
+        }
+    for (; i < m.in; i += 32) {
+        __m512bh w = (__m512bh)_mm512_loadu_si512(row + 2 * i);
+        for (int r = 0; r < N; r++)
+            total[r][0] = _mm512_dpbf16_ps(total[r][0], w, (__m512bh)_mm512_loadu_si512(base + r * m.in + i));
+    }
+    for (int r = 0; r < N; r++) {
+        for (int c = 1; c < CHAINS; c++) total[r][0] = _mm512_add_ps(total[r][0], total[r][c]);
+        found[r] = _mm512_reduce_add_ps(total[r][0]);
+    }
+}
+
+#define EACH(name) {name<1>, name<2>, name<3>, name<4>, name<5>, name<6>, name<7>, name<8>}
+const Dot PLAIN[] = EACH(dot_plain), HALF[] = EACH(dot_avx2), WHOLE[] = EACH(dot_avx512);
+
+}  // namespace
+
+const Dot *bfloat16_dots(const Matrix &matrix, int level) {
+    if (level >= 2 && matrix.in % 32 == 0) return WHOLE;
+    return level >= 1 && matrix.in % 16 == 0 ? HALF : PLAIN;
+}
+
+}  // namespace rows

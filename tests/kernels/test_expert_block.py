@@ -1,0 +1,153 @@
+"""The compiled expert block equals the block in plain torch: sums and gradients, however the rows fall."""
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from moekit.kernels import experts
+from moekit.kernels.library import library
+from moekit.moe.compiled_block import CompiledBlock, rows_of
+from moekit.moe.dispatch import Dispatch, dispatch, everything
+from moekit.moe.expert_block import ExpertBlock
+from moekit.moe.routing import Routing
+from moekit.moe.swiglu import SwiGLU
+from oracle.compare import relative_error
+
+pytestmark = pytest.mark.skipif(
+    library() is None or library().moekit_level() < 2, reason="no compiled expert block on this machine"
+)
+ROUNDING = {torch.float32: 1e-5, torch.bfloat16: 2**-6}
+
+
+class Case:
+    """Tokens, experts and a routing with empty experts and empty places."""
+
+    def __init__(self, seed: int, dtype: torch.dtype, sizes: tuple[int, int, int, int, int], skew: float = 2.0) -> None:
+        n_tokens, n_experts, top_k, width, inner = sizes
+        source = torch.Generator().manual_seed(seed)
+        popularity = skew * torch.rand(n_experts, generator=source).cumsum(0)
+        noise = torch.rand(n_tokens, n_experts, generator=source)
+        chosen = (popularity + noise).argsort(dim=-1)[:, :top_k]
+        chosen = chosen.masked_fill(torch.rand(chosen.shape, generator=source) < 0.2, -1)
+        self.weights = torch.rand(chosen.shape, generator=source).requires_grad_()
+        self.routing = Routing(chosen, self.weights, noise, noise)
+        self.x = torch.randn(n_tokens, width, generator=source).to(dtype).requires_grad_()
+        self.gate_up = torch.randn(n_experts, 2 * inner, width, generator=source).mul_(width**-0.5).to(dtype)
+        self.down = torch.randn(n_experts, width, inner, generator=source).mul_(inner**-0.5).to(dtype)
+        self.direction = torch.randn(n_tokens, width, generator=source).to(dtype)
+
+    def leaves(self) -> tuple[Tensor, ...]:
+        return (self.x, self.weights, self.gate_up.requires_grad_(), self.down.requires_grad_())
+
+    def compiled(self, plan: Dispatch | None = None) -> Tensor:
+        return CompiledBlock.apply(*self.leaves(), plan or dispatch(self.routing, 1))
+
+    def plain(self) -> Tensor:
+        """In float32: what both round."""
+        leaves = [leaf.float() for leaf in self.leaves()]
+        return ExpertBlock.apply(*leaves, dispatch(self.routing), None, None)
+
+    def gradients(self, y: Tensor, **more: Any) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(y, self.leaves(), self.direction.to(y.dtype), **more)
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> Case:
+    n_experts = draw(st.integers(1, 9))
+    sizes = (
+        draw(st.sampled_from([1, 2, 7, 8, 9, 24, 33, 47, 48, 49, 90, 150])),
+        n_experts,
+        draw(st.integers(1, n_experts)),
+        draw(st.sampled_from([16, 32, 80, 144])),
+        draw(st.sampled_from([16, 48, 64])),
+    )
+    dtype = draw(st.sampled_from([torch.float32, torch.bfloat16]))
+    return Case(draw(st.integers(0, 2**31 - 1)), dtype, sizes, draw(st.sampled_from([0.0, 0.3, 2.0])))
+
+
+def check(case: Case) -> None:
+    one, other = case.compiled(), case.plain()
+    allowed = ROUNDING[one.dtype]
+    assert relative_error(one.detach(), other.detach()) <= allowed
+    for name, mine, theirs in zip(
+        ["x", "weights", "gate_up", "down"], case.gradients(one), case.gradients(other), strict=True
+    ):
+        assert relative_error(mine, theirs) <= allowed, name
+
+
+@given(cases())
+def test_sums_and_gradients_equal_those_of_plain_torch(case: Case) -> None:
+    check(case)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_expert_with_more_rows_than_the_cache_holds(dtype: torch.dtype) -> None:
+    check(Case(1, dtype, (1200, 2, 1, 512, 64), skew=0.3))
+
+
+@settings(max_examples=20)
+@given(case=cases(), threads=st.sampled_from([1, 2, 4]))
+def test_the_result_does_not_depend_on_the_number_of_threads(case: Case, threads: int) -> None:
+    y, before = case.compiled(), torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        again = case.compiled()
+        gradients = case.gradients(again)
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(again, y)
+    assert all(torch.equal(one, other) for one, other in zip(gradients, case.gradients(y), strict=True))
+
+
+@given(case=cases(), group_bytes=st.sampled_from([1, 1000, 9000]))
+def test_groups_of_experts_add_up_to_the_whole(case: Case, group_bytes: int) -> None:
+    x, weights, gate_up, down = (leaf.detach() for leaf in case.leaves())
+    rows = rows_of(x, weights, dispatch(case.routing, 1))
+    grouped = rows._replace(groups=experts.expert_groups(rows.bounds, 2 * x.shape[-1], group_bytes))
+    whole, parts = (experts.forward(x, each, gate_up, down, keep=True) for each in (rows, grouped))
+    assert relative_error(parts[0], whole[0].float()) <= ROUNDING[x.dtype]
+    found = experts.backward(x, grouped, gate_up, down, parts[1], case.direction)
+    wanted = experts.backward(x, rows, gate_up, down, whole[1], case.direction)
+    for mine, theirs in zip(found, wanted, strict=True):
+        assert relative_error(mine, theirs.float()) <= ROUNDING[x.dtype]
+
+
+def test_a_second_backward_pass_gives_the_same() -> None:
+    case = Case(3, torch.float32, (40, 4, 2, 32, 16))
+    y = case.compiled()
+    first, second = case.gradients(y, retain_graph=True), case.gradients(y)
+    assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
+
+
+def test_padding_of_a_plan_adds_nothing() -> None:
+    case = Case(4, torch.float32, (50, 4, 2, 32, 16))
+    plain, padded = case.compiled(), case.compiled(dispatch(case.routing, 8))
+    assert relative_error(padded.detach(), plain.detach()) <= 1e-6
+    for one, other in zip(case.gradients(padded), case.gradients(plain), strict=True):
+        assert relative_error(one, other) <= 1e-6
+
+
+def test_numbers_that_are_not_finite_stay_so() -> None:
+    case = Case(5, torch.float32, (8, 2, 2, 16, 16))
+    with torch.no_grad():
+        case.x[3, 5] = torch.nan
+    y = case.compiled()
+    routed = (case.routing.experts[3] >= 0).any()
+    assert bool(y[3].isnan().all()) == bool(routed)
+    assert not y[:3].isnan().any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("n_tokens", [1, 50, 700])
+def test_a_feed_forward_of_all_tokens_is_one_expert(dtype: torch.dtype, n_tokens: int) -> None:
+    torch.manual_seed(n_tokens)
+    block, x = SwiGLU(64, 48).to(dtype), torch.randn(n_tokens, 64).to(dtype)
+    fused = CompiledBlock.apply(
+        x, torch.ones(n_tokens, 1), block.gate_up.weight[None], block.down.weight[None], everything(n_tokens)
+    )
+    block.gate_up.register_forward_pre_hook(lambda *_: None)  # a listener wants the products one by one
+    assert relative_error(block(x).detach(), fused.detach().float()) <= ROUNDING[dtype]
