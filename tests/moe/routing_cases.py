@@ -57,16 +57,21 @@ class Shape(NamedTuple):
     drops: bool
 
 
+def widths() -> st.SearchStrategy[int]:
+    """Small ones for the plain paths, and multiples of 16 for the compiled ones."""
+    return st.one_of(st.integers(1, 9), st.sampled_from([16, 48]))
+
+
 @st.composite
 def shapes(draw: st.DrawFn) -> Shape:
     n_experts = draw(st.integers(1, 6))
     return Shape(
         seed=draw(seeds),
-        n_tokens=draw(st.sampled_from([0, 1, 2, 5, 12])),
+        n_tokens=draw(st.sampled_from([0, 1, 2, 5, 12, 70])),
         n_experts=n_experts,
         top_k=draw(st.integers(1, n_experts)),
-        width=draw(st.integers(1, 9)),
-        expert_width=draw(st.integers(1, 9)),
+        width=draw(widths()),
+        expert_width=draw(widths()),
         pattern=draw(st.sampled_from(["any", "same_for_all", "with_holes", "all_empty"])),
         drops=draw(st.booleans()),
     )

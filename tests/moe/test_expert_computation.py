@@ -16,7 +16,7 @@ ROUNDING = {torch.float32: 1e-5, torch.bfloat16: 2**-6}
 
 
 def fast(case: Decided, x: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
-    arguments = (x, weights, dispatch(case.routing))
+    arguments = (x, weights, case.experts.plan(x, case.routing))
     return functional_call(case.experts, {"gate_up": gate_up, "down": down}, arguments)
 
 

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 
+from moekit.kernels import attention as compiled
 from moekit.model.cache import Cache
 from moekit.model.rope import Rotation
 from moekit.tensors import Bool, Float, Int, Tensor
@@ -37,6 +38,8 @@ def attend(
 ) -> Float[Tensor, "B H S W"]:
     """softmax(q k^T scale) v over what is visible."""
     causal = context.visible is None
+    if causal and compiled.runs_here(q, k, v):
+        return _CompiledAttention.apply(q, k, v, scale)
     if causal and _prefers_whole_scores(q):
         return _ShortCausalAttention.apply(q, k, v, scale)
     width = v.shape[-1]
@@ -51,6 +54,22 @@ def attend(
 
 def _prefers_whole_scores(q: Tensor) -> bool:
     return q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.shape[2] <= SHORT
+
+
+class _CompiledAttention(torch.autograd.Function):
+    """Causal attention of compiled code, which computes the probabilities again in its backward."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        out, normaliser = compiled.attend(q, k, v, scale)
+        ctx.save_for_backward(q, k, v, out, normaliser)
+        ctx.scale = scale
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:  # type: ignore[override]
+        q, k, v, out, normaliser = ctx.saved_tensors
+        return *compiled.attend_backward(q, k, v, out, normaliser, grads[0], ctx.scale), None
 
 
 class _ShortCausalAttention(torch.autograd.Function):

@@ -10,8 +10,9 @@ from moekit.model.cache import LayerCache
 from moekit.model.gqa import GroupedQueryAttention
 from moekit.model.mla import LatentAttention
 from moekit.model.norm import RMSNorm
-from moekit.moe.layer import MoE, SwiGLU
+from moekit.moe.layer import MoE
 from moekit.moe.routing import Routing
+from moekit.moe.swiglu import SwiGLU
 from moekit.tensors import Float, Tensor
 
 

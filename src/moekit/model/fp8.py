@@ -13,6 +13,8 @@ from typing import Any
 
 from torch import nn
 
+from moekit.config.errors import InputError
+from moekit.kernels.linear import Linear
 from moekit.model.transformer import Transformer
 from moekit.moe.experts import Experts
 from moekit.tensors import Tensor
@@ -52,8 +54,11 @@ def round_activations(model: Transformer) -> ExitStack:
 def weight_roundings(model: Transformer) -> dict[str, Callable[[Tensor], Tensor]]:
     """How each weight that FP8 would hold is rounded to it, by the parameter's name.
 
-    Each expert, and gate and up in each, has blocks of its own, as released checkpoints hold each as a tensor.
+    Each expert, and gate and up in each, has blocks of its own, as released checkpoints hold each as a tensor. Raises
+    InputError where weights are quantised already.
     """
+    if any(module.groups is not None for module in model.modules() if isinstance(module, Linear | Experts)):
+        raise InputError("FP8 cannot be simulated on quantised weights", "give the folder they were quantised from")
     names = [
         f"{path}.{name}"
         for path, module in _products(model)

@@ -48,6 +48,12 @@ def dispatch(routing: Routing, multiple: int | None = None) -> Dispatch:
     return Dispatch(tokens.clamp_min_(0), rows.view(n_tokens, top_k), padding, bounds, sum(served) == flat.numel())
 
 
+def everything(n_tokens: int) -> Dispatch:
+    """Every token to the only expert."""
+    tokens = torch.arange(n_tokens)
+    return Dispatch(tokens, tokens.unsqueeze(-1), tokens[:0], (0, n_tokens), full=True)
+
+
 def panel(n_rows: int, n_experts: int) -> int:
     """Rows that each expert's share is rounded up to: about 1/16 of the mean share, a power of two up to 64.
 

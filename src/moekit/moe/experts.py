@@ -1,33 +1,26 @@
-"""The experts' computation: many small SwiGLU blocks over rows sorted by expert, one product per expert."""
+"""The experts' computation: many small SwiGLU blocks over rows sorted by expert."""
 
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
+from moekit.config.quantisation import Groups
+from moekit.kernels import experts as compiled
 from moekit.kernels import few_rows
 from moekit.kernels.few_rows import Expert
 from moekit.kernels.linear import reads_once
-from moekit.moe.dispatch import Dispatch
-from moekit.tensors import Bool, Float, Tensor
+from moekit.moe.compiled_block import CompiledBlock, rows_of
+from moekit.moe.dispatch import Dispatch, dispatch
+from moekit.moe.expert_block import ExpertBlock, Kept, to_rows, without_stacks
+from moekit.moe.few_tokens import are_few, few_rows_by_expert
+from moekit.moe.quantised import weighted_sum
+from moekit.moe.routing import Routing
+from moekit.tensors import Float, Tensor
 
-FEW = 5
-"""Rows for each expert that has any, on average, up to which compiled products beat torch's on a CPU: 1.8 times as fast
-at one row, 1.2 at 4.5, alike at 6 (width 2048, 64 experts of 1408, bfloat16)."""
-
-
-class Kept(NamedTuple):
-    """Expert dropout of one pass: the inner numbers that stay, and the factor 1 / (1 - p) by which they grow."""
-
-    mask: Bool[Tensor, "R I"]
-    factor: float
-
-    def drop_(self, inner: Float[Tensor, "R I"]) -> Float[Tensor, "R I"]:
-        """`inner`, or its gradient, changed in place."""
-        return inner.mul_(self.mask).mul_(self.factor)
+FEW = 3
+"""Rows for each expert that has any, on average, up to which reading each matrix once beats tiles (docs/speed.md)."""
 
 
 class Experts(nn.Module):
@@ -36,12 +29,15 @@ class Experts(nn.Module):
     `stored` gives one expert's two matrices where the stacks are still on disk: without gradients, experts to which no
     token comes are then never read. `round_inner` rounds silu(gate) * up before the second product; its gradient is
     taken to be the identity's. In training, a share `dropout` of silu(gate) * up is zeroed and the rest scaled by
-    1 / (1 - dropout), as in the fine-tuning of arXiv 2101.03961, section 2.4.
+    1 / (1 - dropout), as in the fine-tuning of arXiv 2101.03961, section 2.4. With `groups`, the stacks hold the bytes
+    of quantised matrices.
     """
+
+    groups: Groups | None = None
 
     def __init__(self, n_experts: int, width: int, expert_width: int, dropout: float = 0.0) -> None:
         super().__init__()
-        self.dropout = dropout
+        self.dropout, self.expert_width = dropout, expert_width
         self.stored: Callable[[int], tuple[Tensor, Tensor]] | None = None
         self.gate_up = nn.Parameter(torch.empty(n_experts, 2 * expert_width, width))
         self.down = nn.Parameter(torch.empty(n_experts, width, expert_width))
@@ -55,150 +51,61 @@ class Experts(nn.Module):
         generator: torch.Generator | None = None,
     ) -> Float[Tensor, "T D"]:
         """The weighted sum, for each token, of the experts that serve it. Dropout draws from `generator`."""
+        if self.groups is not None:
+            return weighted_sum(x, weights, plan, self._one_by_one(), self.groups)
         if self._few(x, plan):
             return self._read_once(x, weights, plan)
-        kept = self._draw(x, plan, generator) if self.training and self.dropout else None
-        if self.stored is not None and not torch.is_grad_enabled():
-            return self._from_store(x, weights, plan, self.stored, kept)
-        return _ExpertBlock.apply(x, weights, self.gate_up, self.down, plan, self.round_inner, kept)
+        stored = None if torch.is_grad_enabled() else self.stored
+        if self._compiled(x):
+            if stored is None:
+                return CompiledBlock.apply(x, weights, self.gate_up, self.down, plan)
+            used = [stored(expert) if end > start else (None, None) for expert, (start, end) in _spans(plan)]
+            return compiled.forward(x, rows_of(x, weights, plan), *zip(*used, strict=True), keep=False)[0]
+        kept = self._draw(x, plan, generator) if self._drops() else None
+        if stored is not None:
+            return without_stacks(x, weights, plan, stored, self.round_inner, kept)
+        return ExpertBlock.apply(x, weights, self.gate_up, self.down, plan, self.round_inner, kept)
+
+    def plan(self, x: Float[Tensor, "T D"], routing: Routing) -> Dispatch:
+        """The rows of tokens like `x` by expert, as `forward` likes them best."""
+        unpadded = self.groups is not None or self._compiled(x)
+        if unpadded and are_few(routing):
+            return few_rows_by_expert(routing)
+        return dispatch(routing, 1 if unpadded else None)
+
+    def _drops(self) -> bool:
+        return self.training and self.dropout > 0
+
+    def _compiled(self, x: Tensor) -> bool:
+        """Whether there is compiled code for any number of rows."""
+        return not self._drops() and self.round_inner is None and compiled.computes(x, self.expert_width)
+
+    def _one_by_one(self) -> Callable[[int], tuple[Tensor, Tensor]]:
+        """An expert's two matrices."""
+        return self.stored or (lambda expert: (self.gate_up[expert], self.down[expert]))
 
     def _few(self, x: Tensor, plan: Dispatch) -> bool:
         """Whether reading the experts is most of the work, and there is compiled code for it."""
-        drops = self.training and self.dropout > 0
         matrix = x if self.stored is not None else self.down
-        if drops or self.round_inner is not None or not reads_once(x, matrix, min(len(x), 1)):
+        if self._drops() or self.round_inner is not None or not reads_once(x, matrix, min(len(x), 1)):
             return False
-        return plan.n_rows <= FEW * sum(end > start for start, end in pairwise(plan.bounds))
+        return plan.n_rows <= FEW * sum(end > start for _, (start, end) in _spans(plan))
 
     def _read_once(self, x: Tensor, weights: Tensor, plan: Dispatch) -> Tensor:
         """Few tokens: the experts they come to, in one parallel region of compiled code."""
-        factors = _to_rows(weights.float(), plan).flatten()
-        experts = []
-        for expert, (start, end) in enumerate(pairwise(plan.bounds)):
-            if end > start:
-                stacks = (self.gate_up[expert], self.down[expert]) if self.stored is None else self.stored(expert)
-                experts.append(Expert(*stacks, plan.tokens[start:end], factors[start:end]))
+        factors, matrices = to_rows(weights.float(), plan).flatten(), self._one_by_one()
+        experts = [
+            Expert(*matrices(expert), plan.tokens[start:end], factors[start:end])
+            for expert, (start, end) in _spans(plan)
+            if end > start
+        ]
         return few_rows.swiglu(x, experts).to(x.dtype)
 
     def _draw(self, x: Tensor, plan: Dispatch, generator: torch.Generator | None) -> Kept:
-        mask = torch.empty(plan.n_rows, self.down.shape[-1], dtype=torch.bool, device=x.device)
+        mask = torch.empty(plan.n_rows, self.expert_width, dtype=torch.bool, device=x.device)
         return Kept(mask.bernoulli_(1 - self.dropout, generator=generator), 1 / (1 - self.dropout))
 
-    def _from_store(
-        self,
-        x: Tensor,
-        weights: Tensor,
-        plan: Dispatch,
-        stored: Callable[[int], tuple[Tensor, Tensor]],
-        kept: Kept | None,
-    ) -> Tensor:
-        out = x.new_empty(plan.n_rows, x.shape[-1])
-        for expert, (start, end) in enumerate(pairwise(plan.bounds)):
-            if end > start:
-                gate_up, down = stored(expert)
-                gate, up = F.linear(x.index_select(0, plan.tokens[start:end]), gate_up).chunk(2, dim=-1)
-                rows = None if kept is None else kept._replace(mask=kept.mask[start:end])
-                inner = _before_down(F.silu(gate) * up, rows, self.round_inner)
-                torch.mm(inner, down.mT, out=out[start:end])
-        return _sum_rows(out, plan, weights)
 
-
-class _ExpertBlock(torch.autograd.Function):
-    """Gather, two products per expert around SwiGLU, weighted sum; the backward needs the first product alone.
-
-    Indexing a stacked parameter under autograd would allocate a full-size zero gradient for each expert.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        weights: Tensor,
-        gate_up: Tensor,
-        down: Tensor,
-        plan: Dispatch,
-        round_inner: Callable[[Tensor], Tensor] | None,
-        kept: Kept | None,
-    ) -> Tensor:
-        hidden = _per_expert(x.index_select(0, plan.tokens), gate_up.mT, plan)
-        gate, up = hidden.chunk(2, dim=-1)
-        out = _per_expert(_before_down(F.silu(gate) * up, kept, round_inner), down.mT, plan)
-        ctx.save_for_backward(x, weights, gate_up, down, hidden)
-        ctx.plan, ctx.round_inner, ctx.kept = plan, round_inner, kept
-        return _sum_rows(out, plan, weights)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        x, weights, gate_up, down, hidden = ctx.saved_tensors
-        plan: Dispatch = ctx.plan
-        kept: Kept | None = ctx.kept
-        gate, up = hidden.chunk(2, dim=-1)
-        silu = F.silu(gate)
-        inner = _before_down(silu * up, kept, ctx.round_inner)
-        # Rows of padding hold some token's values; with a gradient of zero they add nothing anywhere.
-        grad_out = grads[0].to(x.dtype).index_select(0, plan.tokens).index_fill_(0, plan.padding, 0)
-        weight = _to_rows(weights.to(x.dtype), plan)
-
-        grad_inner = _per_expert(grad_out, down, plan)
-        grad_weights = _to_places((grad_inner * inner).sum(dim=-1, dtype=weights.dtype), plan)
-        grad_down = _outer_per_expert(grad_out, inner.mul_(weight), plan)
-
-        grad_inner *= weight
-        if kept is not None:
-            kept.drop_(grad_inner)
-        grad_hidden = torch.empty_like(hidden)
-        grad_gate, grad_up = grad_hidden.chunk(2, dim=-1)
-        torch.mul(grad_inner, silu, out=grad_up)
-        torch.ops.aten.silu_backward.grad_input(grad_inner.mul_(up), gate, grad_input=grad_gate)
-        grad_gate_up = _outer_per_expert(grad_hidden, x.index_select(0, plan.tokens), plan)
-        grad_x = _sum_rows(_per_expert(grad_hidden, gate_up, plan), plan, None)
-        return grad_x, grad_weights, grad_gate_up, grad_down, None, None, None
-
-
-def _before_down(inner: Tensor, kept: Kept | None, round_inner: Callable[[Tensor], Tensor] | None) -> Tensor:
-    """silu(gate) * up, [R I], as the second product takes it; it may be changed in place."""
-    inner = inner if kept is None else kept.drop_(inner)
-    return inner if round_inner is None else round_inner(inner)
-
-
-def _per_expert(x: Tensor, matrices: Tensor, plan: Dispatch) -> Tensor:
-    """[R in] times [E in out], row by row with the matrix of the row's expert: [R out]."""
-    out = x.new_empty(x.shape[0], matrices.shape[-1])
-    for expert, matrix in enumerate(matrices.unbind(0)):
-        start, end = plan.bounds[expert], plan.bounds[expert + 1]
-        if end > start:
-            torch.mm(x[start:end], matrix, out=out[start:end])
-    return out
-
-
-def _outer_per_expert(left: Tensor, right: Tensor, plan: Dispatch) -> Tensor:
-    """[R out] and [R in] to the gradients of the experts' matrices, [E out in]; zero for an expert without rows."""
-    out = left.new_empty(len(plan.bounds) - 1, left.shape[-1], right.shape[-1])
-    for expert, matrix in enumerate(out.unbind(0)):
-        start, end = plan.bounds[expert], plan.bounds[expert + 1]
-        if end > start:
-            torch.mm(left[start:end].mT, right[start:end], out=matrix)
-        else:
-            matrix.zero_()
-    return out
-
-
-def _sum_rows(values: Tensor, plan: Dispatch, weights: Tensor | None) -> Tensor:
-    """[R D] back to tokens: the (weighted) sum over each token's served places, accumulated in float32: [T D]."""
-    if len(plan.rows) == 0:
-        return values.new_zeros(0, values.shape[-1])
-    if not plan.full:
-        values = torch.cat([values, values.new_zeros(1, values.shape[-1])])
-    factors = None if weights is None else weights.to(values.dtype)
-    return F.embedding_bag(plan.rows, values, mode="sum", per_sample_weights=factors)
-
-
-def _to_rows(weights: Tensor, plan: Dispatch) -> Tensor:
-    """The weight of each row, [R 1]; 0 for padding."""
-    rows = weights.new_zeros(plan.n_rows + 1).index_copy_(0, plan.rows.flatten(), weights.flatten())
-    return rows[:-1].unsqueeze(-1)
-
-
-def _to_places(values: Tensor, plan: Dispatch) -> Tensor:
-    """[R] back to the places of the routing, [T K]; 0 where a place is empty."""
-    return torch.cat([values, values.new_zeros(1)])[plan.rows]
+def _spans(plan: Dispatch) -> enumerate[tuple[int, int]]:
+    """Each expert's number and where its rows begin and end."""
+    return enumerate(pairwise(plan.bounds))

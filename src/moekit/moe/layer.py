@@ -3,7 +3,6 @@
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from moekit.config.moe import MoEConfig
@@ -13,6 +12,7 @@ from moekit.moe.experts import Experts
 from moekit.moe.router import Router
 from moekit.moe.routing import Routing
 from moekit.moe.stats import Observed, observe
+from moekit.moe.swiglu import SwiGLU
 from moekit.tensors import Bool, Float, Int, Tensor
 
 
@@ -21,19 +21,6 @@ class MoEOutput(NamedTuple):
 
     y: Float[Tensor, "*shape D"]
     routing: Routing
-
-
-class SwiGLU(nn.Module):
-    """down(silu(gate(x)) * up(x)), gate and up in one matrix (arXiv 2002.05202)."""
-
-    def __init__(self, width: int, inner_width: int) -> None:
-        super().__init__()
-        self.gate_up = Linear(width, 2 * inner_width, bias=False)
-        self.down = Linear(inner_width, width, bias=False)
-
-    def forward(self, x: Float[Tensor, "*shape D"]) -> Float[Tensor, "*shape D"]:
-        gate, up = self.gate_up(x).chunk(2, dim=-1)
-        return self.down(F.silu(gate) * up)
 
 
 class MoE(nn.Module):

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 
+from moekit.kernels.cross_entropy import cross_entropy_
 from moekit.tensors import Float, Int, Tensor
 
 CHUNK = 512
@@ -23,22 +24,18 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor) -> Tensor:
         wants = hidden.requires_grad or head.requires_grad
-        total = hidden.new_zeros((), dtype=torch.float32)
-        grad_hidden = torch.empty_like(hidden) if wants else None
-        grad_head = torch.zeros_like(head, dtype=torch.float32) if wants else None
-        for start in range(0, hidden.shape[0], CHUNK):
-            rows, target = hidden[start : start + CHUNK], targets[start : start + CHUNK].unsqueeze(-1)
-            log_probability = torch.log_softmax(rows @ head.T, dim=-1, dtype=torch.float32)
-            total -= log_probability.gather(-1, target).sum()
-            if grad_hidden is None or grad_head is None:
-                continue
-            slope = log_probability.exp_().scatter_add_(-1, target, torch.full_like(target, -1, dtype=torch.float32))
-            slope = slope.to(hidden.dtype)
-            torch.mm(slope, head, out=grad_hidden[start : start + CHUNK])
-            grad_head += slope.T @ rows
-        if grad_hidden is not None and grad_head is not None:
-            ctx.save_for_backward(grad_hidden, grad_head.to(head.dtype))
-        return total
+        losses, grads_hidden = [], []
+        grad_head: Tensor | None = None
+        for rows, target in zip(hidden.split(CHUNK), targets.split(CHUNK), strict=True):
+            logits = rows @ head.T
+            losses.append(cross_entropy_(logits, target, wants).sum())
+            if wants:
+                grads_hidden.append(logits @ head)
+                part = logits.T @ rows
+                grad_head = part.float() if grad_head is None else grad_head.add_(part)
+        if grad_head is not None:
+            ctx.save_for_backward(torch.cat(grads_hidden), grad_head.to(head.dtype))
+        return torch.stack(losses).sum()
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]

@@ -1,6 +1,6 @@
 """Muon (Keller Jordan 2024; arXiv 2502.16982): orthogonalised momentum, for stacks of matrices at once."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -34,35 +34,36 @@ class Muon(Optimizer):
         self.dtype = dtype
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """Move every parameter that has a gradient."""
-        if closure is not None:
-            raise ValueError("Muon takes no closure")
+    def step(self, factor: float = 1.0) -> None:  # type: ignore[override]
+        """Move every parameter that has a gradient, which is taken `factor` times."""
         batches: dict[tuple[int, ...], list[tuple[Tensor, Tensor, dict[str, Any]]]] = {}
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    update = self._momentum(parameter, group)
+                    update = self._momentum(parameter, parameter.grad, group, factor)
                     width, height = sorted(update.shape[-2:])
                     batches.setdefault((width, height, group["steps"]), []).append((parameter, update, group))
         for (*_, steps), entries in batches.items():
             self._move(entries, steps)
 
-    def _momentum(self, parameter: Tensor, group: dict[str, Any]) -> Float[Tensor, "N out in"]:
+    def _momentum(
+        self, parameter: Tensor, gradient: Tensor, group: dict[str, Any], factor: float
+    ) -> Float[Tensor, "N out in"]:
         """Nesterov momentum of the gradient, as matrices to orthogonalise."""
         state = self.state[parameter]
         if "momentum" not in state:
             state["momentum"] = torch.zeros_like(parameter)
-        momentum, gradient = state["momentum"], parameter.grad
-        assert gradient is not None
-        momentum.lerp_(gradient, 1 - group["momentum"])
-        update = gradient.lerp(momentum, group["momentum"])
+        momentum, share = state["momentum"], group["momentum"]
+        gradient = gradient.to(momentum.dtype)
+        gradient = gradient if factor == 1 else gradient * factor
+        momentum.lerp_(gradient, 1 - share)
+        update = gradient.lerp(momentum, share).to(self.dtype)
         rows = parameter.shape[-2] // group["parts"]
         return update.view(-1, rows, parameter.shape[-1])
 
     def _move(self, entries: list[tuple[Tensor, Tensor, dict[str, Any]]], steps: int) -> None:
         wide = [u if u.shape[-2] <= u.shape[-1] else u.mT for _, u, _ in entries]
-        flat = torch.cat([u.to(self.dtype) for u in wide])
+        flat = torch.cat(wide)
         orthogonal = orthogonalise(flat, steps).split([u.shape[0] for _, u, _ in entries])
         for (parameter, update, group), part in zip(entries, orthogonal, strict=True):
             move = part if update.shape[-2] <= update.shape[-1] else part.mT

@@ -6,23 +6,25 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-import torch
-from torch.optim.optimizer import Optimizer
-
 from moekit.config.run import OptimConfig
 from moekit.tensors import Tensor
+from moekit.train.adamw import AdamW
 from moekit.train.muon import Muon
 from moekit.train.precision import compute_dtype
 
 
 class Optimizers:
-    """The optimizers of a run as one: matrices go to Muon (if chosen), all else to AdamW."""
+    """The optimizers of a run as one: matrices go to Muon (if chosen), all else to AdamW.
 
-    def __init__(self, config: OptimConfig, parameters: Mapping[str, Tensor]) -> None:
+    `copies` are tensors that hold roundings, by the identity of their parameter; those in `rounded` follow each step.
+    """
+
+    def __init__(
+        self, config: OptimConfig, parameters: Mapping[str, Tensor], copies: Mapping[int, Tensor] | None = None
+    ) -> None:
         self.config = config
-        self.names = list(parameters)
         rest = dict(parameters)
-        self.parts: list[Optimizer] = []
+        self.parts: list[Muon | AdamW] = []
         if config.kind == "muon":
             groups = muon_groups(parameters)
             for group in groups:
@@ -32,20 +34,22 @@ class Optimizers:
             self.parts.append(Muon(groups, config.lr, config.momentum, config.weight_decay, dtype=dtype))
         lr = config.adam_lr if config.kind == "muon" else config.lr
         betas = (config.beta1, config.beta2)
-        self.parts.append(torch.optim.AdamW(adam_groups(rest, config, lr), lr, betas, eps=1e-10, fused=True))
+        self.parts.append(AdamW(adam_groups(rest, config, lr), betas, 1e-10, copies))
+        self.rounded = {id(parameter) for parameter in rest.values()} & (copies or {}).keys()
         self.peaks = [[group["lr"] for group in part.param_groups] for part in self.parts]
 
-    def step(self, number: int, steps: int) -> float:
+    def step(self, number: int, steps: int, gradient_factor: float = 1.0) -> float:
         """Move every parameter that has a gradient, as fast as step `number` (from 0) of `steps` says.
 
-        The learning rate of all but the routers, as a share of its peak, is returned.
+        Gradients are taken `gradient_factor` times. The learning rate of all but the routers, as a share of its peak,
+        is returned.
         """
         own = replace(self.config, warmup_steps=self.config.router.warmup_steps or self.config.warmup_steps)
         factor, of_routers = schedule(self.config, number, steps), schedule(own, number, steps)
         for part, peaks in zip(self.parts, self.peaks, strict=True):
             for group, peak in zip(part.param_groups, peaks, strict=True):
                 group["lr"] = peak * (of_routers if group.get("routers") else factor)
-            part.step()
+            part.step(gradient_factor)
         return factor
 
 

@@ -1,6 +1,6 @@
 """Rounded computation with float32 master weights: the optimizer moves masters, the model holds their roundings."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 
 import torch
 from torch import nn
@@ -11,8 +11,8 @@ from moekit.tensors import Tensor
 class MasterWeights:
     """The float32 weights of a model that computes in `dtype`, those named in `roundings` after these as well.
 
-    In float32 without roundings the model's parameters are the masters. Gradients are added to the masters' in float32
-    after each micro-batch.
+    In float32 without roundings the model's parameters are the masters. A master takes over the gradient of its
+    rounding as it is; gradients of several micro-batches are summed in float32.
     """
 
     def __init__(
@@ -27,6 +27,9 @@ class MasterWeights:
         self.working = {name: p for name, p in model.named_parameters() if p.requires_grad}
         if dtype == torch.float32 and not roundings:
             self.masters = self.working
+        else:
+            for master in self.masters.values():
+                master.grad_dtype = None
         self.publish()
 
     def collect(self) -> None:
@@ -37,17 +40,25 @@ class MasterWeights:
             if working.grad is not None:
                 master = self.masters[name]
                 if master.grad is None:
-                    master.grad = working.grad.float()
+                    master.grad = working.grad
                 else:
-                    master.grad += working.grad
+                    master.grad = master.grad.float().add_(working.grad)
                 working.grad = None
 
+    def copies(self) -> dict[int, Tensor]:
+        """The tensors that hold plain roundings, by the identity of their master: who moves it can round it as well."""
+        if self.masters is self.working:
+            return {}
+        return {id(self.masters[name]): p.detach() for name, p in self.working.items() if name not in self.roundings}
+
     @torch.no_grad()
-    def publish(self) -> None:
-        """Round the masters into the model."""
-        if self.masters is not self.working:
-            for name, working in self.working.items():
-                rounding, master = self.roundings.get(name), self.masters[name]
+    def publish(self, rounded: Container[int] = ()) -> None:
+        """Round the masters into the model, but those whose identity is among `rounded`: it is done."""
+        if self.masters is self.working:
+            return
+        for name, working in self.working.items():
+            rounding, master = self.roundings.get(name), self.masters[name]
+            if id(master) not in rounded:
                 working.copy_(master if rounding is None else rounding(master))
 
     def clear(self) -> None:

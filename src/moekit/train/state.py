@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +120,7 @@ def start_folder(folder: Path, run: dict[str, Any], config: ModelConfig, corpus:
     write_json(folder / "run.json", run)
 
 
-def optimizer_tensors(parts: list[torch.optim.Optimizer], names: dict[int, str]) -> dict[str, Tensor]:
+def optimizer_tensors(parts: Sequence[torch.optim.Optimizer], names: dict[int, str]) -> dict[str, Tensor]:
     """The optimizers' state as named tensors; `names` maps the id of a parameter to its name."""
     return {
         f"optimizer.{names[id(parameter)]}.{key}": value
@@ -131,7 +131,7 @@ def optimizer_tensors(parts: list[torch.optim.Optimizer], names: dict[int, str])
 
 
 def restore_optimizers(
-    parts: list[torch.optim.Optimizer], parameters: Mapping[str, Tensor], tensors: Mapping[str, Tensor]
+    parts: Sequence[torch.optim.Optimizer], parameters: Mapping[str, Tensor], tensors: Mapping[str, Tensor]
 ) -> None:
     """Put back what `optimizer_tensors` took out."""
     owner = {id(p): part for part in parts for group in part.param_groups for p in group["params"]}

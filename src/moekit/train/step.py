@@ -4,9 +4,9 @@ import math
 from typing import NamedTuple
 
 import torch
-from torch import nn
 
 from moekit.config.run import RunConfig
+from moekit.kernels.adamw import norm
 from moekit.model.block import Block
 from moekit.model.fp8 import round_activations, weight_roundings
 from moekit.model.transformer import Transformer
@@ -43,7 +43,7 @@ class Stepper:
         self.weights = MasterWeights(model, compute_dtype(config.train.dtype, config.device), roundings)
         if config.train.fp8:
             round_activations(model)
-        self.optimizers = Optimizers(config.optim, self.weights.masters)
+        self.optimizers = Optimizers(config.optim, self.weights.masters, self.weights.copies())
 
     def gradients(
         self, ids: Int[Tensor, "B W"], tasks: Int[Tensor, " B"] | None = None, number: int = 0
@@ -70,7 +70,7 @@ class Stepper:
         for name in frozen(self.config.optim, number, self.weights.masters):
             self.weights.masters[name].grad = None
         found = [p.grad for p in self.weights.masters.values() if p.grad is not None]
-        return StepFigures(losses, nn.utils.get_total_norm(found).item(), 0.0, observed)
+        return StepFigures(losses, norm(found), 0.0, observed)
 
     def _parts(self, ids: Int[Tensor, "B W"], tasks: Int[Tensor, " B"] | None, number: int) -> list[Rows]:
         size = self.config.train.micro_batch or len(ids)
@@ -86,11 +86,10 @@ class Stepper:
         figures = self.gradients(ids, tasks, number)
         if not all(map(math.isfinite, (*figures.losses.values(), figures.gradient_norm))):
             raise DivergedError(f"step {number + 1}: {self._culprit(ids, tasks)} is not finite")
-        if self.config.optim.clip:
-            masters = self.weights.masters.values()
-            nn.utils.clip_grads_with_norm_(masters, self.config.optim.clip, torch.tensor(figures.gradient_norm))
-        factor = self.optimizers.step(number, self.config.train.steps)
-        self.weights.publish()
+        clip = self.config.optim.clip
+        shortened = min(clip / (figures.gradient_norm + 1e-6), 1.0) if clip else 1.0
+        factor = self.optimizers.step(number, self.config.train.steps, shortened)
+        self.weights.publish(self.optimizers.rounded)
         self.weights.clear()
         for layer, observed in zip(self.model.moe_layers(), figures.observed, strict=True):
             layer.after_step(observed)

@@ -5,7 +5,8 @@ from typing import Any, NamedTuple
 import torch
 
 from moekit.config.moe import MoEConfig
-from moekit.moe.dispatch import dispatch
+from moekit.kernels import few_rows
+from moekit.kernels.linear import reads_once
 from moekit.moe.experts import Experts
 from moekit.moe.routing import Drawn, Routing
 from moekit.moe.state import Float32State
@@ -67,6 +68,8 @@ class SelectionRule(Float32State):
     def logits(self, tokens: Tokens, centroids: Float[Tensor, "L D"] | None) -> Float[Tensor, "T L"]:
         """Each token's affinity to each centroid (u . e_i in arXiv 2401.06066), float32 whatever the model's dtype."""
         assert centroids is not None
+        if reads_once(tokens.x, centroids, len(tokens.x)):
+            return few_rows.linear(tokens.x, centroids)
         return tokens.x.float() @ centroids.float().T
 
     def select(self, logits: Float[Tensor, "T L"], tokens: Tokens) -> Selection:
@@ -81,7 +84,7 @@ class SelectionRule(Float32State):
         generator: torch.Generator | None = None,
     ) -> Float[Tensor, "T D"]:
         """What the experts make of the tokens. Their dropout draws from `generator`."""
-        return experts(x, routing.weights, dispatch(routing), generator)
+        return experts(x, routing.weights, experts.plan(x, routing), generator)
 
     def observe(self, routing: Routing) -> Float[Tensor, " *shape"] | None:  # noqa: ARG002
         """What `after_step` must know of a micro-batch; it is summed over those of a step."""

@@ -9,7 +9,6 @@ import torch
 
 from moekit.config.moe import MoEConfig
 from moekit.config.routing import SoftRouting
-from moekit.moe.dispatch import dispatch
 from moekit.moe.experts import Experts
 from moekit.moe.routing import Routing
 from moekit.moe.selection.rule import Selection, SelectionRule, Tokens
@@ -53,7 +52,7 @@ class Rule(SelectionRule):
         to_slots, from_slots = among_tokens.softmax(dim=1).to(x.dtype), by_sequence.softmax(dim=-1).to(x.dtype)
         slots = (to_slots.mT @ x.unflatten(0, (routing.n_sequences, -1))).flatten(0, 1)
         routed = _slots_in_order(len(slots), routing)
-        out = experts(slots, routed.weights, dispatch(routed), generator)
+        out = experts(slots, routed.weights, experts.plan(slots, routed), generator)
         return (from_slots @ out.unflatten(0, (routing.n_sequences, -1))).flatten(0, 1)
 
 
