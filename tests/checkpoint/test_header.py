@@ -16,7 +16,7 @@ from moekit.checkpoint.shards import entry, write_file
 from moekit.checkpoint.weights import NAMES, Weights
 from moekit.config.errors import InputError
 
-DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn]
+DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.uint8]
 
 tensors = st.dictionaries(
     st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=9).filter(

@@ -48,7 +48,11 @@ def test_json_has_every_figure(trained: Path, moekit: Moekit) -> None:
     assert routing["selection_bias"] is True and routing["group_score"] is None
     parameters = found["parameters"]
     assert parameters["total"] == sum(part["total"] for part in parameters["by_part"].values())
-    assert parameters["by_part"]["routed experts"] == {"total": 8 * 3 * 16 * 32, "active": 2 * 3 * 16 * 32}
+    assert parameters["by_part"]["routed experts"] == {
+        "total": 8 * 3 * 16 * 32,
+        "active": 2 * 3 * 16 * 32,
+        "bytes": 4 * 8 * 3 * 16 * 32,
+    }
     tensors = load_file(trained / "model.safetensors")
     assert sum(kind["tensors"] for kind in found["dtypes"].values()) == len(tensors)
     assert found["dtypes"]["F32"]["bytes"] == sum(t.nbytes for t in tensors.values() if t.dtype == torch.float32)

@@ -8,7 +8,7 @@ from moekit.config.errors import ConfigError, InputError
 from moekit.config.families import Family, family_named
 from moekit.config.files import read_json
 from moekit.config.model import ModelConfig
-from moekit.config.quantisation import Fp8Blocks, read_quantisation
+from moekit.config.quantisation import Quantisation, read_quantisation
 
 
 class Description(NamedTuple):
@@ -16,7 +16,7 @@ class Description(NamedTuple):
 
     config: ModelConfig
     family: Family
-    quantisation: Fp8Blocks | None
+    quantisation: Quantisation | None
     data: dict[str, Any]
     own: bool
 

@@ -18,6 +18,9 @@ from moekit.config.families import meaning
 from moekit.config.model import ModelConfig
 from moekit.tensors import Tensor
 
+QUANTISED = {torch.float8_e4m3fn, torch.uint8}
+"""Types in which a number means nothing without its scale."""
+
 AT_ONCE = 1 << 20
 """Numbers that are compared at once in float64: 8 MB of each side."""
 
@@ -88,7 +91,7 @@ class Side:
 def compare(a: Path, b: Path, on_tensor: Callable[[int, int], None] | None = None) -> Difference:
     """Compare two model folders, one tensor at a time. `on_tensor` hears how many tensors of how many are done.
 
-    FP8 blocks are read in the other side's type, as a conversion to it would be, and in float32 if both are in FP8.
+    What is quantised is read in the other side's type, as a conversion to it would be, and in float32 if both are.
     """
     sides = Side(a), Side(b)
     names = list(sides[0].shapes | sides[1].shapes)
@@ -154,9 +157,9 @@ def _figures(pairs: Iterator[tuple[Tensor, Tensor]]) -> tuple[float, float, floa
 def _kind(own: list[Source], others: list[Source]) -> torch.dtype:
     """The type in which a tensor is read: as it is stored."""
     found = {TORCH[source.stored.dtype] for source in own}
-    if torch.float8_e4m3fn not in found:
+    if not found & QUANTISED:
         return reduce(torch.promote_types, found)
-    plain = (found | {TORCH[source.stored.dtype] for source in others}) - {torch.float8_e4m3fn}
+    plain = (found | {TORCH[source.stored.dtype] for source in others}) - QUANTISED
     return reduce(torch.promote_types, plain) if plain else torch.float32
 
 

@@ -10,12 +10,13 @@ from torch.overrides import TorchFunctionMode
 
 from moekit.checkpoint.description import Description, present
 from moekit.checkpoint.folder import Contents, Problem, contents
+from moekit.checkpoint.groups import STORED, grouped_shape, quantisable
 from moekit.checkpoint.header import Stored
 from moekit.checkpoint.pieces import Piece, piece_shape, pieces
 from moekit.checkpoint.weights import TORCH
 from moekit.config.errors import InputError
 from moekit.config.model import ModelConfig
-from moekit.config.quantisation import SCALE, Fp8Blocks
+from moekit.config.quantisation import SCALE, Fp8Blocks, Groups, Quantisation
 from moekit.model.transformer import Transformer
 
 DERIVED = (".rotary_emb.inv_freq",)
@@ -26,11 +27,17 @@ MOST_MISSING = 100_000
 
 
 class Source(NamedTuple):
-    """A stored tensor, with the scales of its blocks where it is quantised, and the part of ours that it is."""
+    """A stored tensor, the part of ours that it is and the shape of that, and the scales where it is in FP8 blocks."""
 
     piece: Piece
     stored: Stored
     scale: Stored | None
+    shape: tuple[int, ...]
+
+    @property
+    def grouped(self) -> bool:
+        """Whether it holds groups of whole numbers."""
+        return self.stored.dtype == STORED
 
 
 class Fit(NamedTuple):
@@ -61,8 +68,10 @@ def fit(folder: Path, found: Description) -> Fit:
     for piece in wanted:
         stored = held.tensors.get(piece.hub)
         if stored is not None:
-            problems += _mismatch(piece, piece_shape(shapes[piece.ours], piece), found.quantisation, held.tensors)
-            sources.setdefault(piece.ours, []).append(Source(piece, stored, held.tensors.get(piece.hub + SCALE)))
+            shape, scale = piece_shape(shapes[piece.ours], piece), held.tensors.get(piece.hub + SCALE)
+            problems += _mismatch(piece, shape, found.quantisation, held.tensors)
+            sources.setdefault(piece.ours, []).append(Source(piece, stored, scale, shape))
+    problems += _misplaced_groups(sources, quantisable(model))
     copies = {"lm_head.weight": "embedding.weight"} if config.tie_embeddings else {}
     for name, ours in (copies | dict(found.family.copies(config))).items():
         if name in held.tensors:
@@ -105,7 +114,7 @@ def _names(
 ) -> list[Problem]:
     """What is missing and what nobody asked for."""
     known = {piece.hub for piece in wanted}
-    if found.quantisation is not None:
+    if isinstance(found.quantisation, Fp8Blocks):
         known |= {name + SCALE for name in known if name in stored and stored[name].dtype == "F8_E4M3"}
     known |= found.family.copies(config).keys() | found.family.zeros(config).keys()
     known |= {"lm_head.weight"} if config.tie_embeddings else set()
@@ -123,10 +132,12 @@ def _names(
 
 
 def _mismatch(
-    piece: Piece, expected: tuple[int, ...], quantisation: Fp8Blocks | None, tensors: dict[str, Stored]
+    piece: Piece, expected: tuple[int, ...], quantisation: Quantisation | None, tensors: dict[str, Stored]
 ) -> list[Problem]:
     """A wrong shape or type of a tensor, or of the scales of its blocks."""
     stored, name = tensors[piece.hub], piece.hub
+    if stored.dtype == STORED:
+        return _rows(piece, expected, quantisation, stored)
     if stored.shape != expected:
         text = f"{stored.file}: {name} is {list(stored.shape)}, config.json wants {list(expected)}"
         return [Problem("wrong shape", text)]
@@ -136,13 +147,43 @@ def _mismatch(
     return _scales(piece, expected, quantisation, tensors) if stored.dtype == "F8_E4M3" else []
 
 
+def _rows(piece: Piece, expected: tuple[int, ...], quantisation: Quantisation | None, stored: Stored) -> list[Problem]:
+    """What is wrong with the rows of bytes of a quantised tensor."""
+    name = f"{stored.file}: {piece.hub}"
+    if not isinstance(quantisation, Groups):
+        return [Problem("wrong type", f"{name} is of type U8, but config.json has no quantization_config for it")]
+    wanted = grouped_shape(expected, quantisation) if len(expected) > 1 else None
+    if wanted is None:
+        return [Problem("wrong type", f"{name} is of type U8, but {list(expected)} cannot be {quantisation.name}")]
+    if stored.shape != wanted:
+        text = f"{name} is U8 {list(stored.shape)}, but {list(expected)} in {quantisation.name} is {list(wanted)}"
+        return [Problem("wrong shape", text)]
+    return []
+
+
+def _misplaced_groups(sources: dict[str, list[Source]], allowed: dict[str, str]) -> list[Problem]:
+    """Quantised tensors that nothing here can compute with, and modules of which a part alone is quantised."""
+    modules: dict[str, list[Source]] = {}
+    for ours, own in sources.items():
+        modules.setdefault(allowed.get(ours, ""), []).extend(own)
+    problems = []
+    for path, own in modules.items():
+        grouped = [source for source in own if source.grouped]
+        if not grouped or (path and len(grouped) == len(own)):
+            continue
+        first = grouped[0]
+        reason = f"but other tensors of {path} are not" if path else "which moekit keeps as it is"
+        problems.append(Problem("wrong type", f"{first.stored.file}: {first.piece.hub} is quantised, {reason}"))
+    return problems
+
+
 def _scales(
-    piece: Piece, expected: tuple[int, ...], quantisation: Fp8Blocks | None, tensors: dict[str, Stored]
+    piece: Piece, expected: tuple[int, ...], quantisation: Quantisation | None, tensors: dict[str, Stored]
 ) -> list[Problem]:
     """What is wrong with the scales of a tensor in FP8 blocks."""
     stored, name = tensors[piece.hub], piece.hub
-    if quantisation is None:
-        text = f"{stored.file}: {name} is of type F8_E4M3, but config.json has no quantization_config"
+    if not isinstance(quantisation, Fp8Blocks):
+        text = f"{stored.file}: {name} is of type F8_E4M3, but config.json has no quantization_config for it"
         return [Problem("wrong type", text)]
     scale = tensors.get(name + SCALE)
     if scale is None or len(expected) != 2:

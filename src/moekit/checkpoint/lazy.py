@@ -9,10 +9,13 @@ import torch
 from torch import nn
 
 from moekit.checkpoint.fit import Source
+from moekit.checkpoint.groups import STORED, restore_matrix
 from moekit.checkpoint.header import Stored
 from moekit.checkpoint.weights import TORCH, Weights, finite
 from moekit.config.errors import InputError
-from moekit.config.quantisation import Fp8Blocks
+from moekit.config.quantisation import Fp8Blocks, Groups, Quantisation
+from moekit.kernels.groups import Grouped
+from moekit.kernels.groups import finite as finite_groups
 from moekit.model.transformer import Transformer
 from moekit.moe.experts import Experts
 from moekit.tensors import Tensor
@@ -22,9 +25,12 @@ Read = Callable[[str], Tensor]
 
 
 class Reader:
-    """Our tensors from their sources. What is stored as it is wanted is not copied but mapped."""
+    """Our tensors from their sources. What is stored as it is wanted is not copied but mapped.
 
-    def __init__(self, weights: Weights, quantisation: Fp8Blocks | None) -> None:
+    Quantised rows are wanted as they are where the type is uint8; in any other they are restored.
+    """
+
+    def __init__(self, weights: Weights, quantisation: Quantisation | None) -> None:
         self.weights, self.quantisation = weights, quantisation
 
     def tensor(self, shape: Sequence[int], sources: Sequence[Source], dtype: torch.dtype, device: str) -> Tensor:
@@ -34,31 +40,51 @@ class Reader:
             return joined.view(tuple(shape))
         out = torch.empty(tuple(shape), dtype=dtype, device=device)
         for source in sources:
-            (out[source.piece.part] if source.piece.part else out).copy_(self.value(source, dtype))
+            as_it_is = dtype == torch.uint8
+            values = self.checked(source.piece.hub, source.stored) if as_it_is else self.value(source, dtype)
+            (out[source.piece.part] if source.piece.part else out).copy_(values)
         return out
 
     def value(self, source: Source, dtype: torch.dtype) -> Tensor:
         """What a stored tensor means, in `dtype` where it is quantised, else as it is stored."""
         values = self.checked(source.piece.hub, source.stored)
+        if source.grouped:
+            assert isinstance(self.quantisation, Groups)
+            return restore_matrix(values, self.quantisation, source.shape[-1], dtype)
         if source.scale is None:
             return values
-        assert self.quantisation is not None
+        assert isinstance(self.quantisation, Fp8Blocks)
         scale = self.checked(source.piece.hub, source.scale).float()
         return dequantise_blocks(values, scale, dtype, (self.quantisation.rows, self.quantisation.columns))
 
     def checked(self, name: str, stored: Stored) -> Tensor:
         """A tensor as it is stored, if its numbers are finite."""
-        return _finite(name, self.weights.read(stored), stored)
+        found = self.weights.read(stored)
+        if not self._all_finite(found, stored):
+            hint = "the file is damaged, or the training diverged"
+            raise InputError(f"{stored.file}: {name} holds numbers that are not finite", hint)
+        return found
 
     def _mapped(self, sources: Sequence[Source], dtype: torch.dtype, device: str) -> Tensor | None:
         stored = [source.stored for source in sources]
         if device != "cpu" or any(TORCH[each.dtype] != dtype for each in stored):
             return None
         joined = self.weights.joined(stored)
-        if joined is not None and not finite(joined):
+        if joined is not None and not self._all_finite(joined, stored[0]):
             for source in sources:
                 self.checked(source.piece.hub, source.stored)
         return joined
+
+    def finite(self, stored: Stored) -> bool:
+        """Whether the numbers of a tensor are finite."""
+        return self._all_finite(self.weights.read(stored), stored)
+
+    def _all_finite(self, values: Tensor, first: Stored) -> bool:
+        """Whether the numbers of tensors like `first` are finite; of quantised rows, scales and least values."""
+        if first.dtype == STORED and isinstance(self.quantisation, Groups):
+            rows = values.view(-1, first.shape[-1])
+            return finite_groups(Grouped(rows, self.quantisation.bits, self.quantisation.size))
+        return finite(values)
 
 
 class Unread(dict[str, Any]):
@@ -122,7 +148,8 @@ class StoredExperts:
     def __init__(self, experts: Experts, gate_up: Sequence[Source], down: Sequence[Source], reader: Reader) -> None:
         self.shapes = [tuple(p.shape[1:]) for p in (experts.gate_up, experts.down)]
         self.dtype = experts.gate_up.dtype
-        self.sources = [_by_expert(sources, experts.gate_up.shape[0]) for sources in (gate_up, down)]
+        self.sources = gate_up, down
+        self.n_experts = experts.gate_up.shape[0]
         self.reader = reader
         self.known: dict[int, tuple[Tensor, Tensor]] = {}
 
@@ -137,7 +164,11 @@ class StoredExperts:
         return type(None), ()
 
     def _read(self, which: int, expert: int) -> Tensor:
-        return self.reader.tensor(self.shapes[which], self.sources[which][expert], self.dtype, "cpu")
+        """One of an expert's matrices; its sources follow each other, as parts of that matrix alone."""
+        size = len(self.sources[which]) // self.n_experts
+        own = self.sources[which][expert * size : (expert + 1) * size]
+        inside = [source._replace(piece=source.piece._replace(part=source.piece.part[1:])) for source in own]
+        return self.reader.tensor(self.shapes[which], inside, self.dtype, "cpu")
 
 
 def read_when_used(model: Transformer, sources: Mapping[str, Sequence[Source]], reader: Reader, device: str) -> None:
@@ -170,23 +201,6 @@ def _parameter(
     return nn.Parameter(value, requires_grad=empty.requires_grad)
 
 
-def _finite(name: str, tensor: Tensor, stored: Stored) -> Tensor:
-    if not finite(tensor):
-        hint = "the file is damaged, or the training diverged"
-        raise InputError(f"{stored.file}: {name} holds numbers that are not finite", hint)
-    return tensor
-
-
 def _one_by_one(sources: Mapping[str, Sequence[Source]]) -> bool:
     """Whether each expert's matrices are tensors of their own."""
     return all(source.piece.part for own in sources.values() for source in own)
-
-
-def _by_expert(sources: Sequence[Source], n_experts: int) -> list[list[Source]]:
-    """The sources of each expert's matrix, as parts of that matrix alone."""
-    found: list[list[Source]] = [[] for _ in range(n_experts)]
-    for source in sources:
-        part = source.piece.part
-        assert isinstance(part[0], int)
-        found[part[0]].append(source._replace(piece=source.piece._replace(part=part[1:])))
-    return found

@@ -7,12 +7,14 @@ from tokenizers import Tokenizer
 
 from moekit.checkpoint.description import describe
 from moekit.checkpoint.fit import Fit, fitting
+from moekit.checkpoint.groups import hold_groups
 from moekit.checkpoint.lazy import Reader, read_when_used
 from moekit.checkpoint.weights import TORCH, Weights
 from moekit.config.errors import InputError
 from moekit.config.families import Family
 from moekit.config.files import read_json
 from moekit.config.model import ModelConfig
+from moekit.config.quantisation import Groups
 from moekit.data import tokenizer as tokenizers
 from moekit.model.transformer import Transformer
 
@@ -23,6 +25,7 @@ def load(path: str | Path, dtype: torch.dtype | str | None = None, device: str =
     """The model in the folder `path`, ready for evaluation.
 
     `dtype` converts the weights (None: as they are stored, FP8 blocks as bfloat16); selection biases stay float32.
+    What `moekit quantize` has quantised stays so: its layers compute with it, on the CPU and without gradients.
 
     The folder is held against its configuration at once; a tensor is read when it is first used, an expert when a token
     comes to it. On the CPU, what is stored in `dtype` is mapped, not copied. Leave the files alone while the model is
@@ -35,6 +38,9 @@ def load(path: str | Path, dtype: torch.dtype | str | None = None, device: str =
     wanted = DTYPES[dtype] if isinstance(dtype, str) else dtype
     model = empty.to(wanted or stored_dtype(fitted))
     model.model_type = found.family.model_type
+    if isinstance(found.quantisation, Groups):
+        _check_device(folder, device)
+        hold_groups(model, {name for name, own in fitted.sources.items() if own[0].grouped}, found.quantisation)
     weights = Weights(fitted.contents.tensors)
     _check_zeros(found.family, model.config, weights)
     read_when_used(model, fitted.sources, Reader(weights, found.quantisation), device)
@@ -79,6 +85,12 @@ def stop_ids(path: str | Path) -> tuple[int, ...]:
 def stored_dtype(fitted: Fit) -> torch.dtype:
     """The type of the embedding stands for the model's."""
     return TORCH[fitted.sources["embedding.weight"][0].stored.dtype]
+
+
+def _check_device(folder: Path, device: str) -> None:
+    if torch.device(device).type != "cpu":
+        hint = "moekit convert FOLDER OUT --dtype bfloat16 restores the weights"
+        raise InputError(f"{folder}: is quantised for the CPU, not for {device}", hint)
 
 
 def _check_zeros(family: Family, config: ModelConfig, weights: Weights) -> None:

@@ -6,11 +6,13 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer
 
+from moekit.checkpoint.groups import groups_of
 from moekit.checkpoint.pieces import pieces, take
 from moekit.checkpoint.shards import SHARD_BYTES, Entry, entry, write_file, write_shards
 from moekit.checkpoint.storage import new_folder, write_json
 from moekit.config.families import Family, family_for
 from moekit.config.model import ModelConfig
+from moekit.config.quantisation import KEY, Groups, write_quantisation
 from moekit.data.tokenizer import end_of_text, save_tokenizer
 from moekit.model.transformer import Transformer
 from moekit.tensors import Tensor
@@ -24,7 +26,8 @@ def save(
     The folder holds safetensors shards of at most `shard_bytes` under the hub's names, `config.json`, and the tokenizer
     with `generation_config.json` where one is given. Raises InputError if `path` exists.
     """
-    save_model(model.state_dict(), model.config, Path(path), tokenizer, shard_bytes, model.model_type)
+    own = model.model_type, groups_of(model)
+    save_model(model.state_dict(), model.config, Path(path), tokenizer, shard_bytes, *own)
 
 
 def save_model(
@@ -34,15 +37,17 @@ def save_model(
     tokenizer: Tokenizer | None,
     shard_bytes: int = SHARD_BYTES,
     model_type: str | None = None,
+    groups: Groups | None = None,
 ) -> None:
     """As `save`, for a model's tensors by name; `model_type` is preferred where several families express the model.
+    `groups` tells how its bytes (uint8) are quantised weights.
 
     All is written under a temporary name beside it and renamed at the end: a folder by that name is whole.
     """
     with new_folder(folder) as building:
         family = family_for(config, model_type)
         write_shards(list(entries(state, config, family)), building, shard_bytes)
-        write_description(config, building, tokenizer, family, state["embedding.weight"].dtype)
+        write_description(config, building, tokenizer, family, state["embedding.weight"].dtype, groups)
 
 
 def write_weights(state: Mapping[str, Tensor], config: ModelConfig, path: Path) -> None:
@@ -71,12 +76,15 @@ def write_description(
     tokenizer: Tokenizer | None,
     family: Family | None = None,
     dtype: torch.dtype | None = None,
+    groups: Groups | None = None,
 ) -> None:
     """Write `config.json`, and the tokenizer with what generation needs to know of it."""
     description = (family or family_for(config)).to_hub(config)
     assert description is not None
     if dtype is not None:
         description["dtype"] = str(dtype).removeprefix("torch.")
+    if groups is not None:
+        description[KEY] = write_quantisation(groups)
     if tokenizer is not None:
         end = end_of_text(tokenizer)
         special = {"bos_token_id": end, "eos_token_id": end}

@@ -18,8 +18,9 @@ TORCH = {
     "F16": torch.float16,
     "BF16": torch.bfloat16,
     "F8_E4M3": torch.float8_e4m3fn,
+    "U8": torch.uint8,
 }
-"""The types weights are stored in."""
+"""The types weights are stored in; U8 are the bytes of quantised rows."""
 
 NAMES = {dtype: name for name, dtype in TORCH.items()}
 

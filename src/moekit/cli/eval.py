@@ -32,6 +32,14 @@ class Data(NamedTuple):
     text: str
 
 
+class Windows(NamedTuple):
+    """How texts are cut: tokens in a window, from window to window, and windows at a time."""
+
+    length: int
+    stride: int
+    batch: int
+
+
 class Row(NamedTuple):
     """What is known of one text; `fp8` is the evaluation with FP8 simulated, where that was asked for."""
 
@@ -45,6 +53,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
     add = parser.add_argument
     add("path", metavar="PATH", help="model folder: a run of moekit, or a Hugging Face MoE folder")
+    configure_data(parser)
+    add("--device", default="cpu", help="where to compute (%(default)s)")
+    add("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="auto: as the folder stores it")
+    add("--fp8", action="store_true", help="also with weights and activations rounded to FP8 (simulated)")
+    add("--json", action="store_true", help="print one JSON object")
+
+
+def configure_data(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say which texts are predicted, and in which windows."""
+    add = parser.add_argument
     add(
         "--data",
         action="append",
@@ -55,32 +73,23 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--sequence-length", type=int, metavar="N", help=f"tokens in a window (as in training, else {LONGEST} at most)")
     add("--stride", type=int, metavar="N", help="tokens from window to window (half a window); less: more context")
     add("--batch", type=int, default=8, metavar="N", help="windows at a time (%(default)s)")
-    add("--device", default="cpu", help="where to compute (%(default)s)")
-    add("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="auto: as the folder stores it")
     add("--task", type=int, metavar="N", help="task of all texts, where the model routes by task (the domain's)")
-    add("--fp8", action="store_true", help="also with weights and activations rounded to FP8 (simulated)")
-    add("--json", action="store_true", help="print one JSON object")
 
 
 def run(args: argparse.Namespace) -> int:
     """Read the texts, evaluate each, print."""
     texts = read_all(args.data) if args.data else held_out(args.path)
-    for key in ("sequence_length", "stride", "batch"):
-        value = getattr(args, key)
-        if value is not None and value < 1:
-            raise InputError(f"--{key.replace('_', '-')} {value}: must be above 0")
+    windows = windows_of(args)
 
-    from moekit.checkpoint.load import load, load_config, load_tokenizer  # noqa: PLC0415 - torch comes late
+    from moekit.checkpoint.load import load, load_tokenizer  # noqa: PLC0415 - torch comes late
     from moekit.cli.device import check_device  # noqa: PLC0415
 
-    length = args.sequence_length or trained_length(args.path) or min(load_config(args.path).max_positions, LONGEST)
-    stride = args.stride or max(length // 2, 1)
     tokenizer = load_tokenizer(args.path)
     check_device(args.device)
     model = load(args.path, dtype=None if args.dtype == "auto" else args.dtype, device=args.device)
-    rows = evaluate_all(args.path, model, tokenizer, texts, (length, stride, args.batch), args.fp8, args.task)
+    rows = evaluate_all(args.path, model, tokenizer, texts, windows, args.fp8, args.task)
     if args.json:
-        shape = {"sequence_length": length, "stride": stride}
+        shape = {"sequence_length": windows.length, "stride": windows.stride}
         print(json.dumps({"path": args.path, **shape, "data": [_as_json(row) for row in rows]}))
     else:
         title = "bits per byte of text, with the model's 95 % interval; fewer is better"
@@ -88,16 +97,29 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def windows_of(args: argparse.Namespace) -> Windows:
+    """The windows asked for, or else those that suit the model."""
+    for key in ("sequence_length", "stride", "batch"):
+        value = getattr(args, key)
+        if value is not None and value < 1:
+            raise InputError(f"--{key.replace('_', '-')} {value}: must be above 0")
+
+    from moekit.checkpoint.load import load_config  # noqa: PLC0415
+
+    length = args.sequence_length or trained_length(args.path) or min(load_config(args.path).max_positions, LONGEST)
+    return Windows(length, args.stride or max(length // 2, 1), args.batch)
+
+
 def evaluate_all(
     path: str,
     model: "Transformer",
     tokenizer: "Tokenizer",
     texts: list[Data],
-    shape: tuple[int, int, int],
+    windows: Windows,
     fp8: bool = False,
     task: int | None = None,
 ) -> list[Row]:
-    """Evaluate each text in windows of `shape`: length, stride, and windows at a time; with `fp8` twice.
+    """Evaluate each text in windows; with `fp8` twice.
 
     Where the model routes by task, that of a text is `task`, or else the number of the run's domain of its name.
     """
@@ -113,14 +135,14 @@ def evaluate_all(
     tokens = [_encode(tokenizer, data) for data in texts]
     tasks = [task] * len(texts) if task is not None else text_tasks(path, model, texts)
     given = list(zip(tokens, texts, tasks, strict=True))
-    found = [_evaluate(model, ids, data, start, shape, own) for ids, data, own in given]
+    found = [_evaluate(model, ids, data, start, windows, own) for ids, data, own in given]
     rows = [Row(data, one, compressed_bits_per_byte(data.text)) for data, one in zip(texts, found, strict=True)]
     if not fp8:
         return rows
     say("and again, with FP8 simulated")
     with simulated_fp8(model):
         return [
-            row._replace(fp8=_evaluate(model, ids, data, start, shape, own))
+            row._replace(fp8=_evaluate(model, ids, data, start, windows, own))
             for row, (ids, data, own) in zip(rows, given, strict=True)
         ]
 
@@ -211,7 +233,7 @@ def _encode(tokenizer: "Tokenizer", data: Data) -> list[int]:
 
 
 def _evaluate(
-    model: "Transformer", ids: list[int], data: Data, start: int, shape: tuple[int, int, int], task: int | None
+    model: "Transformer", ids: list[int], data: Data, start: int, windows: Windows, task: int | None
 ) -> "Evaluation":
     import numpy as np  # noqa: PLC0415
     from rich.console import Console  # noqa: PLC0415
@@ -226,7 +248,7 @@ def _evaluate(
         bar = progress.add_task(data.name, total=len(ids))
         size = len(data.text.encode())
         return evaluate_tokens(
-            model, np.array(ids), size, start, *shape, on_tokens=lambda n: progress.advance(bar, n), task=task
+            model, np.array(ids), size, start, *windows, on_tokens=lambda n: progress.advance(bar, n), task=task
         )
 
 

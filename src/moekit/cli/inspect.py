@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from moekit.checkpoint.folder import Problem
     from moekit.checkpoint.inspect import Inspection
 
+NOTHING = ("-", "-")
+
 SHOWN = 10
 """Problems of one kind, and shards, that are listed; --json has all."""
 
@@ -106,7 +108,7 @@ def _parameters(found: "Inspection") -> dict[str, Any]:
     return {
         "total": sum(count.total for count in counts.values()),
         "active": sum(count.active for count in counts.values()),
-        "by_part": {part: count._asdict() for part, count in counts.items()},
+        "by_part": {part: count._asdict() | {"bytes": found.part_bytes.get(part)} for part, count in counts.items()},
     }
 
 
@@ -205,12 +207,21 @@ def problem_lines(problems: Iterable["Problem"]) -> Iterable[str]:
 def _show_parts(parameters: dict[str, Any]) -> None:
     total, by_part = parameters["total"], parameters["by_part"]
     rows = [
-        (part, f"{count['total']:,}", f"{count['total'] / total:.1%}", f"{count['active']:,}")
+        (part, f"{count['total']:,}", f"{count['total'] / total:.1%}", f"{count['active']:,}", *_stored(count))
         for part, count in by_part.items()
     ]
-    tied = () if "head" in by_part else (("head (the embedding)", "0", "0.0%", "0"),)
-    whole = ("all", f"{total:,}", "100.0%", f"{parameters['active']:,}")
-    show_table("parameters", ("part", "stored", "share", "active for a token"), [*rows, *tied, whole])
+    tied = () if "head" in by_part else (("head (the embedding)", "0", "0.0%", "0", *NOTHING),)
+    known = [count["bytes"] for count in by_part.values()]
+    sums = {"total": total, "bytes": sum(known) if all(known) else None}
+    whole = ("all", f"{total:,}", "100.0%", f"{parameters['active']:,}", *_stored(sums))
+    columns = ("part", "stored", "share", "active for a token", "bytes", "bits each")
+    show_table("parameters", columns, [*rows, *tied, whole])
+
+
+def _stored(count: dict[str, Any]) -> tuple[str, str]:
+    """The bytes of a part, and the bits of each of its numbers."""
+    size = count["bytes"]
+    return NOTHING if size is None else (_size(size), f"{8 * size / count['total']:.2f}")
 
 
 def _size(n_bytes: int) -> str:

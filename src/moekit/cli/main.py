@@ -17,8 +17,10 @@ VERBS = {
     "generate": ("generate", "continue a prompt"),
     "eval": ("eval", "loss, perplexity and bits per byte of text files"),
     "convert": ("convert", "write a model folder in another type, in other shards, or as GGUF for llama.cpp"),
+    "quantize": ("quantize", "write a model folder in groups of 8- or 4-bit numbers, and say what that costs"),
     "inspect": ("inspect", "what a model folder holds: architecture, parameters, types; and whether it is whole"),
     "diff": ("diff", "compare two model folders: configuration, tensors, and logits on a text"),
+    "bench": ("bench", "speed of training, prefill and decoding beside other programs and the machine's limits"),
     "report": ("report", "one HTML page on a run: curves, balance, what its experts do"),
 }
 """Verb: the module in this package, and one line of help."""

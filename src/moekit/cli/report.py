@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moekit.cli.console import say, show_table
-from moekit.cli.eval import Data, Row, evaluate_all, held_out, text_tasks, trained_length
+from moekit.cli.eval import Data, Row, Windows, evaluate_all, held_out, text_tasks, trained_length
 from moekit.config.errors import InputError
 from moekit.config.files import read_json
 from moekit.report.page import render
@@ -77,7 +77,7 @@ def build(args: argparse.Namespace, folder: Path) -> Report:
     if any(task not in (None, place) for place, task in enumerate(text_tasks(str(folder), model, texts))):
         raise InputError(f"{folder / 'validation'}: lacks the text of a domain", "the model routes by task")
     length = trained_length(str(folder)) or 256
-    rows = evaluate_all(str(folder), model, tokenizer, texts, (length, length // 2, 16))
+    rows = evaluate_all(str(folder), model, tokenizer, texts, Windows(length, length // 2, 16))
     tokens = {data.name: np.array(tokenizer.encode(data.text).ids) for data in texts}
     use: ExpertUse | None = None
     if model.moe_layers():

@@ -11,12 +11,13 @@ from moekit.config.files import read_json
 from moekit.config.model import ModelConfig
 from moekit.config.presets.load import load_run
 from moekit.config.presets.load import preset_names as run_presets
-from moekit.config.quantisation import Fp8Blocks, read_quantisation
+from moekit.config.quantisation import Fp8Blocks, Groups, read_quantisation
 from moekit.plan.blueprint import Blueprint, Weight
 from moekit.plan.families import READERS, read_family
 from moekit.plan.from_config import blueprint_of
 from moekit.plan.from_gguf import blueprint_of_gguf
 from moekit.plan.gguf import is_gguf
+from moekit.plan.grouped import in_groups
 from moekit.plan.papers import paper, paper_names
 
 RELEASED_IN_FP8 = ("deepseek-v3",)
@@ -127,11 +128,13 @@ def _described(data: dict[str, Any], name: str, path: Path) -> Blueprint:
         known = ", ".join(sorted([*(family.model_type for family in FAMILIES), *READERS]))
         raise InputError(f"{path}: model_type {model_type!r} is not supported", f"supported: {known}")
     family = family_named(model_type, str(path))
-    blocks = read_quantisation(data)
+    stored = read_quantisation(data)
     config = family.from_hub(data)
-    found = blueprint_of(config, name, family.model_type, "fp8" if blocks else None)
+    found = blueprint_of(config, name, family.model_type, "fp8" if isinstance(stored, Fp8Blocks) else None)
     found = found._replace(weights=(*found.weights, *_idle(family, config)))
-    if blocks in (None, Fp8Blocks()):
+    if isinstance(stored, Groups):
+        return in_groups(found, stored)
+    if stored in (None, Fp8Blocks()):
         return found
-    note = f"the file's FP8 blocks are {blocks.rows} x {blocks.columns}; scales are counted for 128 x 128"
+    note = f"the file's FP8 blocks are {stored.rows} x {stored.columns}; scales are counted for 128 x 128"
     return found._replace(notes=(note,))
