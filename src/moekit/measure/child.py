@@ -47,14 +47,14 @@ def _run(
         gc.collect()
         # The kernel forgets the peak so far; what libraries took for a moment while they were loaded does not count.
         Path("/proc/self/clear_refs").write_text("5")
-        before = _status("VmRSS")
+        before = memory_status("VmRSS")
         result = work(*arguments)
-        pipe.send(Measured(result, _status("VmHWM") - before))
+        pipe.send(Measured(result, memory_status("VmHWM") - before))
     except Exception as error:
         pipe.send(error)
 
 
-def _status(key: str) -> int:
+def memory_status(key: str) -> int:
     """Bytes that the kernel names: VmRSS, in memory now; VmHWM, in memory at most."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))

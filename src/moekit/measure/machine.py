@@ -37,7 +37,7 @@ def this_machine(dtype: str) -> Device:
     reading, which `source` tells as well.
     """
     rates = {name: _product_rate(each) for name, each in DTYPES.items()}
-    reading, plain = _vector_bandwidth(DTYPES[dtype]), _read_bandwidth()
+    reading, plain = vector_bandwidth(DTYPES[dtype]), _read_bandwidth()
     source = (
         f"measured on {platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}; "
         f"bandwidth as products of {dtype} read, plain reading {plain / 1e9:.1f} GB/s"
@@ -97,13 +97,13 @@ def _read_bandwidth() -> float:
     return READ_BYTES / least_seconds(numbers.sum, 9, warm=2)
 
 
-def _vector_bandwidth(dtype: torch.dtype) -> float:
-    """Bytes/s of a matrix that a product with one vector reads."""
+def vector_bandwidth(dtype: torch.dtype, n_bytes: int = READ_BYTES) -> float:
+    """Bytes/s at which a product with one vector reads a matrix; matrices of `n_bytes` in all are read in turn."""
     x = torch.ones(1, SIDE, dtype=dtype)
     best = 0.0
     for rows in ROWS:
         size = rows * SIDE * dtype.itemsize
-        stack = torch.ones(READ_BYTES // size, rows, SIDE, dtype=dtype)
+        stack = torch.ones(max(n_bytes // size, 1), rows, SIDE, dtype=dtype)
         product = few_rows.linear if dtype == torch.bfloat16 and few_rows.runs_here() else F.linear
         seconds = least_seconds(lambda stack=stack, product=product: [product(x, matrix) for matrix in stack], 5)
         best = max(best, stack.nbytes / seconds)
