@@ -9,7 +9,16 @@ from hypothesis import given
 from transformers.generation import logits_process as hf
 
 from moekit.config.errors import InputError
-from moekit.generation.sampling import SamplingConfig, keep_min_p, keep_top_k, keep_top_p, next_token, penalise
+from moekit.generation.sampling import (
+    BLOCK,
+    SamplingConfig,
+    best,
+    keep_min_p,
+    keep_top_k,
+    keep_top_p,
+    next_token,
+    penalise,
+)
 
 SEEDS = st.integers(0, 10_000)
 SHARES = st.floats(0.01, 0.99)
@@ -128,3 +137,14 @@ def test_samples_follow_the_distribution() -> None:
 def test_a_value_that_cannot_be_is_an_error_that_names_the_field(field: str, value: Any) -> None:
     with pytest.raises(InputError, match=f"`{field}`"):
         SamplingConfig(**{field: value})
+
+
+@pytest.mark.parametrize("size", [40, BLOCK, 3 * BLOCK, 3 * BLOCK + 1])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@given(SEEDS)
+def test_the_best_token_is_the_first_of_the_greatest(size: int, dtype: torch.dtype, seed: int) -> None:
+    logits = torch.randn(3, size, generator=torch.Generator().manual_seed(seed)).round(decimals=0).to(dtype)
+    assert torch.equal(best(logits), logits.argmax(dim=-1))
+    logits[1, seed % size] = torch.nan
+    assert torch.equal(best(logits), logits.argmax(dim=-1))
+    assert torch.equal(best(torch.full((2, size), -torch.inf)), torch.zeros(2, dtype=torch.long))

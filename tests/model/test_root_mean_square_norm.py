@@ -44,3 +44,17 @@ def test_the_gradient_in_bfloat16_is_right_to_its_rounding() -> None:
     exact = torch.autograd.grad(wide_norm(wide_x), (wide_x, wide_norm.weight), direction.double())
     for one, other in zip(mine, exact, strict=True):
         assert relative_error(one, other) <= 2**-6
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(7,), (2, 3, 7), (5000, 7), (0, 7)])
+def test_without_gradients_rows_are_normed_alike(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    norm, generator = random_norm(dtype), torch.Generator().manual_seed(1)
+    x, added = (torch.randn(shape, generator=generator).to(dtype) for _ in range(2))
+    with torch.enable_grad():
+        expected, expected_of_sum = norm(x).detach(), norm(x + added).detach()
+    assert torch.equal(norm(x), expected)
+    total, of_sum = norm.of_sum(x, added)
+    assert torch.equal(total, x + added)
+    assert torch.equal(of_sum, expected_of_sum)

@@ -85,8 +85,7 @@ def extend(  # noqa: PLR0913 - the arguments of `generate`
     room = F.pad(ids.long(), (0, max_new_tokens))
     real = None if mask is None else F.pad(mask, (0, max_new_tokens), value=True)
     generator = torch.Generator(device).manual_seed(seed)
-    stop = torch.tensor(tuple(stop_ids), dtype=torch.long, device=device)
-    stopped = torch.zeros(n_rows, dtype=torch.bool, device=device)
+    stops, stopped = frozenset(stop_ids), [False] * n_rows
     fresh, marks = ids, [_now(device)]
     with evaluation_mode(model):
         cache = model.new_cache(n_prompt + max_new_tokens)
@@ -95,11 +94,13 @@ def extend(  # noqa: PLR0913 - the arguments of `generate`
             logits = model.head(model.hidden(fresh, cache, mask, tasks).states[:, -1])
             seen = None if real is None else real[:, :end]
             token = next_token(logits, sampling, room[:, :end], seen, generator)
-            token = torch.where(stopped, room[:, end - 1], token)
-            stopped |= torch.isin(token, stop)
+            if any(stopped):
+                token = torch.where(torch.tensor(stopped, device=device), room[:, end - 1], token)
+            if stops:
+                stopped = [old or new in stops for old, new in zip(stopped, token.tolist(), strict=True)]
             room[:, end] = token
             marks.append(_now(device))
-            if (on_token is not None and on_token(token)) or (len(stop) and bool(stopped.all())):
+            if (on_token is not None and on_token(token)) or all(stopped):
                 break
             fresh, mask = token.unsqueeze(1), None
     n_new = len(marks) - 1

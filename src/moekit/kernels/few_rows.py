@@ -1,6 +1,7 @@
 """Products with bfloat16 or quantised matrices: few rows read each once, at the speed of memory; many go in tiles."""
 
 import ctypes
+from array import array
 from collections.abc import Sequence
 from struct import Struct
 from typing import NamedTuple
@@ -8,12 +9,14 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from moekit.kernels.groups import Grouped, restore
+from moekit.kernels.groups import Grouped, numbers_in, restore
 from moekit.kernels.library import library
 from moekit.tensors import Float, Int, Tensor
 
-MATRIX, ROWS = Struct("=Qqqqii"), Struct("=QQq")
-"""How `moekit_matrix`, and what follows two of them in `moekit_block`, lie in memory (rows.h)."""
+MATRIX, BLOCK = Struct("=Qqqqii"), Struct("=QqqqiiQqqqiiQQq")
+"""How `moekit_matrix` and `moekit_block` lie in memory (rows.h)."""
+
+NARROW = torch.bfloat16
 
 
 class Expert(NamedTuple):
@@ -28,37 +31,77 @@ class Expert(NamedTuple):
     weights: Float[Tensor, " R"]
 
 
+Place = tuple[int, int, int, int, int, int]
+"""Where a matrix lies: address, rows, numbers in a row, bytes from row to row, bits (16: bfloat16), size of groups."""
+
+Block = tuple[Place, Place, Sequence[int], Sequence[float]]
+"""As an `Expert`, in plain numbers; the matrices must live until it is computed."""
+
+
 def runs_here() -> bool:
     """Whether compiled kernels are there; the functions below compute the same without, slowly."""
     return library() is not None
 
 
-def linear(x: Float[Tensor, "T I"], matrix: Tensor | Grouped) -> Float[Tensor, "T O"]:
-    """x W^T in float32. With a grouped matrix x is rounded to 8 bits in groups, too."""
+def linear(
+    x: Float[Tensor, "T I"], matrix: Tensor | Grouped, dtype: torch.dtype = torch.float32
+) -> Float[Tensor, "T O"]:
+    """x W^T in `dtype`, rounded once. With a grouped matrix x is rounded to 8 bits in groups, too."""
     compiled = library()
     if compiled is None:
-        return linear_twin(x, matrix)
-    out, source = torch.empty(len(x), _rows(matrix).shape[0]), x.float().contiguous()
-    threads, level = torch.get_num_threads(), _level(compiled)
-    compiled.moekit_linear(_described(matrix), source.data_ptr(), len(x), out.data_ptr(), threads, level)
-    return out
+        return linear_twin(x, matrix).to(dtype)
+    x, n, place, narrow = _readable(x), x.shape[0], placed(matrix), dtype == NARROW
+    y = torch.empty(n, place[1], dtype=dtype if narrow else torch.float32)
+    source, threads, level = x.data_ptr(), torch.get_num_threads(), _level(compiled)
+    described, narrow_x = MATRIX.pack(*place), x.dtype == NARROW
+    compiled.moekit_linear_rows(described, source, narrow_x, n, y.data_ptr(), narrow, threads, level)
+    return y if narrow else y.to(dtype)
 
 
-def swiglu(x: Float[Tensor, "T D"], experts: Sequence[Expert]) -> Float[Tensor, "T D"]:
-    """The weighted sum, for each token, of the experts to which it comes, in float32 and one parallel region."""
+def swiglu(
+    x: Float[Tensor, "T D"], experts: Sequence[Expert], dtype: torch.dtype = torch.float32
+) -> Float[Tensor, "T D"]:
+    """The weighted sum, for each token, of the experts to which it comes, in `dtype` and one parallel region."""
     compiled = library()
     if compiled is None:
-        return swiglu_twin(x, experts)
+        return swiglu_twin(x, experts).to(dtype)
     # What the addresses point into must live until the call returns.
     kept = [(_side_by_side(e.tokens, torch.int64), _side_by_side(e.weights, torch.float32)) for e in experts]
-    blocks = b"".join(
-        _described(e.gate_up) + _described(e.down) + ROWS.pack(tokens.data_ptr(), weights.data_ptr(), len(tokens))
+    blocks = [
+        BLOCK.pack(*placed(e.gate_up), *placed(e.down), tokens.data_ptr(), weights.data_ptr(), len(tokens))
         for e, (tokens, weights) in zip(experts, kept, strict=True)
-    )
-    out, source = torch.zeros(x.shape, dtype=torch.float32), x.float().contiguous()
-    threads, level = torch.get_num_threads(), _level(compiled)
-    compiled.moekit_swiglu(blocks, len(experts), source.data_ptr(), *x.shape, out.data_ptr(), threads, level)
-    return out
+    ]
+    return _swiglu(compiled, x, blocks, dtype)
+
+
+def swiglu_of_few(x: Float[Tensor, "T D"], blocks: Sequence[Block], dtype: torch.dtype) -> Float[Tensor, "T D"]:
+    """As `swiglu` where compiled code is there, for so few rows that a tensor operation more would be felt."""
+    compiled = library()
+    assert compiled is not None
+    tokens, weights = array("q"), array("f")
+    for block in blocks:
+        tokens.extend(block[2])
+        weights.extend(block[3])
+    (token, _), (weight, _), packed = tokens.buffer_info(), weights.buffer_info(), []
+    for gate_up, down, own, _ in blocks:
+        n = len(own)
+        packed.append(BLOCK.pack(*gate_up, *down, token, weight, n))
+        token, weight = token + 8 * n, weight + 4 * n
+    return _swiglu(compiled, x, packed, dtype)
+
+
+def placed(matrix: Tensor | Grouped) -> Place:
+    """Where a matrix lies, or the first of a stack."""
+    if isinstance(matrix, Tensor):
+        *_, out, inputs = matrix.shape
+        return matrix.data_ptr(), out, inputs, matrix.stride(-2) * 2, 16, 0
+    return placed_bytes(*matrix)
+
+
+def placed_bytes(rows: Tensor, bits: int, group: int) -> Place:
+    """As `placed`, of a grouped matrix in parts."""
+    *_, out, length = rows.shape
+    return rows.data_ptr(), out, numbers_in(length, bits, group), rows.stride(-2), bits, group
 
 
 def linear_twin(x: Float[Tensor, "T I"], matrix: Tensor | Grouped) -> Float[Tensor, "T O"]:
@@ -84,21 +127,22 @@ def rounded(x: Float[Tensor, "T I"], group: int) -> Float[Tensor, "T I"]:
     return ((groups * (1 / step).nan_to_num(posinf=0)).round() * step).flatten(-2)
 
 
-def _rows(matrix: Tensor | Grouped) -> Tensor:
-    return matrix.rows if isinstance(matrix, Grouped) else matrix
-
-
 def _side_by_side(numbers: Tensor, dtype: torch.dtype) -> Tensor:
     return numbers if numbers.dtype == dtype and numbers.is_contiguous() else numbers.to(dtype).contiguous()
 
 
-def _described(matrix: Tensor | Grouped) -> bytes:
-    """`moekit_matrix` of rows.h."""
-    if isinstance(matrix, Tensor):
-        out, inputs = matrix.shape
-        return MATRIX.pack(matrix.data_ptr(), out, inputs, matrix.stride(0) * 2, 16, 0)
-    rows, bits, group = matrix
-    return MATRIX.pack(rows.data_ptr(), rows.shape[0], matrix.inputs, rows.stride(0), bits, group)
+def _readable(x: Tensor) -> Tensor:
+    """`x` as compiled code reads it: bfloat16 or float32, row after row."""
+    return (x if x.dtype == NARROW else x.float()).contiguous()
+
+
+def _swiglu(compiled: ctypes.CDLL, x: Tensor, blocks: list[bytes], dtype: torch.dtype) -> Tensor:
+    x, (n, width), narrow = _readable(x), x.shape, dtype == NARROW
+    y = torch.empty(n, width, dtype=dtype if narrow else torch.float32)
+    source, threads, level = x.data_ptr(), torch.get_num_threads(), _level(compiled)
+    described, count, narrow_x = b"".join(blocks), len(blocks), x.dtype == NARROW
+    compiled.moekit_swiglu_rows(described, count, source, narrow_x, n, width, y.data_ptr(), narrow, threads, level)
+    return y if narrow else y.to(dtype)
 
 
 def _level(compiled: ctypes.CDLL) -> int:

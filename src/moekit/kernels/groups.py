@@ -29,13 +29,17 @@ class Grouped(NamedTuple):
     @property
     def inputs(self) -> int:
         """Numbers in a row."""
-        rows, bits, group = self
-        return rows.shape[-1] * 8 * group // (bits * group + 32)
+        return numbers_in(self.rows.shape[-1], self.bits, self.group)
 
 
 def row_bytes(inputs: int, bits: int, group: int) -> int:
     """Bytes of a row of `inputs` numbers."""
     return inputs * bits // 8 + inputs // group * 4
+
+
+def numbers_in(length: int, bits: int, group: int) -> int:
+    """Numbers in a row of `length` bytes: `row_bytes` the other way."""
+    return length * 8 * group // (bits * group + 32)
 
 
 def quantise(weight: Float[Tensor, "*stack O I"], bits: int, group: int) -> Grouped:

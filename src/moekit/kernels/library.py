@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from ctypes import POINTER, c_double, c_int, c_int32, c_int64, c_void_p
+from ctypes import POINTER, c_double, c_float, c_int, c_int32, c_int64, c_void_p
 from functools import cache
 from importlib import resources
 from importlib.resources.abc import Traversable
@@ -40,6 +40,8 @@ class ExpertBlock(ctypes.Structure):
 SIGNATURES: dict[str, tuple[Any, ...]] = {
     "moekit_linear": (c_void_p, c_void_p, c_int64, c_void_p, c_int, c_int),
     "moekit_swiglu": (c_void_p, c_int64, c_void_p, c_int64, c_int64, c_void_p, c_int, c_int),
+    "moekit_linear_rows": (c_void_p, c_void_p, c_int, c_int64, c_void_p, *[c_int] * 3),
+    "moekit_swiglu_rows": (c_void_p, c_int64, c_void_p, c_int, c_int64, c_int64, c_void_p, *[c_int] * 3),
     "moekit_quantise": (c_void_p, c_int, c_int64, c_int64, c_int, c_int64, c_void_p, c_int, c_int),
     "moekit_adamw": (c_void_p, c_int64, c_double, c_double, c_double, c_double, c_int, c_int),
     "moekit_attend": (c_void_p, c_int, c_int),
@@ -47,6 +49,9 @@ SIGNATURES: dict[str, tuple[Any, ...]] = {
     "moekit_cross_entropy": (c_void_p, c_int, c_void_p, c_int64, c_int64, c_int, c_void_p, c_int, c_int),
     "moekit_norm_forward": (c_void_p, c_int, c_int),
     "moekit_norm_backward": (c_void_p, c_int, c_int),
+    "moekit_one_query": (c_void_p, c_int, c_int),
+    "moekit_products": (c_void_p, c_int64, c_void_p, c_int64, *[c_int] * 4),
+    "moekit_norm_rows": (*[c_void_p] * 5, c_int64, c_int64, c_float, *[c_int] * 3),
     "moekit_squares": (c_void_p, c_int64, POINTER(c_double), c_int, c_int),
     "moekit_keep_memory": (),
     "moekit_experts_forward": (POINTER(ExpertBlock), *[c_void_p] * 4),

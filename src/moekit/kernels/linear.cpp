@@ -3,11 +3,13 @@
 
 #include "quantised.h"
 
+#include <atomic>
+
 namespace rows {
 namespace {
 
-constexpr int64_t UNIT = 8;     // matrix rows of which a thread's share is a multiple
-constexpr int64_t PIECE = 128;  // numbers that are activated together, a multiple of every group
+constexpr int64_t TOGETHER = 16;  // rows whose products are stored together: a line of each row of y
+constexpr int64_t LEAST = 16384;  // bytes of a matrix below which a thread takes no part of its own
 
 int best_level() {
     __builtin_cpu_init();
@@ -20,35 +22,78 @@ const Dot *dots(const Matrix &matrix, int level) {
     return matrix.bits == 16 ? bfloat16_dots(matrix, level) : group_dots(matrix, level);
 }
 
-// Rows [begin, end) of the matrix with all rows of x; `found` [out, n] keeps matrix rows together.
-void rows_of(const Matrix &m, const Dot *dot, const Rows &x, int64_t begin, int64_t end, float *found) {
-    for (int64_t o = begin; o < end; o++)
+// Rows [begin, end) of the matrix with all rows of x, to found[row of x * apart + o - begin]. What is read `early` rows
+// later is asked for now: memory must not rest between one stretch of rows and the next, which begins at `after`.
+void rows_of(const Matrix &m, int level, const Rows &x, int64_t begin, int64_t end, const uint8_t *after, float *found,
+             int64_t apart) {
+    const Dot *dot = dots(m, level);
+    const int64_t early = std::max<int64_t>(rounded_up(AHEAD, std::max<int64_t>(m.stride, 1)) / std::max<int64_t>(m.stride, 1), 1);
+    float some[MOST * TOGETHER];
+    for (int64_t o = begin; o < end; o += TOGETHER)
         for (int64_t first = 0; first < x.n; first += MOST) {
-            const int64_t n = std::min<int64_t>(MOST, x.n - first);
-            dot[n - 1](m, m.rows + o * m.stride, x, first, found + o * x.n + first);
+            const int64_t n = std::min<int64_t>(MOST, x.n - first), stop = std::min(o + TOGETHER, end);
+            for (int64_t i = o; i < stop; i++) {
+                const uint8_t *row = m.rows + i * m.stride, *ahead = row + early * m.stride;
+                if (i + early >= end) ahead = after ? after + (i + early - end) * m.stride : row;
+                dot[n - 1](m, row, ahead, x, first, some + i - o, TOGETHER);
+            }
+            for (int64_t r = 0; r < n; r++) std::copy_n(some + r * TOGETHER, stop - o, found + (first + r) * apart + o - begin);
         }
 }
 
-// A SwiGLU block on its way; where it starts in the bytes of all blocks' gate and up rows, and among their inner rows.
-struct Work {
-    Matrix gate_up, down;
-    Rows x, inner;
-    Buffer<float> both, outs;
-    int64_t start, first_inner;
+// Hands out stretches of the units [0, total) to threads as they come: long ones first, for memory likes long streams,
+// and short ones in the end, so that no thread waits long for another.
+class Turns {
+  public:
+    Turns(int64_t total, int threads) : total(total), parts(2 * std::max(threads, 1)) {}
+    Span next() {
+        int64_t begin = taken, end;
+        do end = begin + std::max<int64_t>((total - begin) / parts, 1);
+        while (begin < total && !taken.compare_exchange_weak(begin, end));
+        return begin < total ? Span{begin, end} : Span{total, total};
+    }
 
-    int64_t bytes() const { return x.n ? gate_up.out * gate_up.stride : 0; }
+  private:
+    const int64_t total, parts;
+    std::atomic<int64_t> taken{0};
 };
+
+inline bool any(const Span &span) { return span.begin < span.end; }
+
+// A SwiGLU block on its way. A unit is a part of its inner rows that makes whole groups of the second product's input;
+// `first` is the block's first unit among those of all blocks.
+struct Work {
+    const Block *block;
+    Matrix gate, up, down;
+    Rows x, inner;
+    Buffer<float> gates, ups, outs;
+    int64_t unit, first;
+
+    int64_t units() const { return x.n ? rounded_up(gate.out, unit) / unit : 0; }
+    const uint8_t *gate_at(int64_t which) const { return gate.rows + (which - first) * unit * gate.stride; }
+};
+
+Matrix part_of(const Matrix &matrix, int64_t begin, int64_t out) {
+    Matrix part = matrix;
+    part.rows += begin * matrix.stride, part.out = out;
+    return part;
+}
 
 // The rows of x that come to each block; a row is rounded once for all blocks that want it alike.
 std::vector<Work> works_for(const std::vector<Block> &blocks, const float *x, int64_t width) {
     std::vector<Work> works(blocks.size());
+    int64_t units = 0;
     for (size_t b = 0; b < blocks.size(); b++) {
         Work &work = works[b];
-        work.gate_up = blocks[b].gate_up, work.down = blocks[b].down;
-        const int64_t n = blocks[b].n_rows, inner = work.gate_up.out / 2;
-        work.x.shape(n, width, work.gate_up.bits, work.gate_up.group);
+        const Matrix &both = blocks[b].gate_up;
+        const int64_t n = blocks[b].n_rows, inner = both.out / 2;
+        work.block = &blocks[b];
+        work.gate = part_of(both, 0, inner), work.up = part_of(both, inner, inner), work.down = blocks[b].down;
+        work.x.shape(n, width, both.bits, both.group);
         work.inner.shape(n, inner, work.down.bits, work.down.group);
-        work.both.resize(2 * inner * n), work.outs.resize(work.down.out * n);
+        work.gates.resize(inner * n), work.ups.resize(inner * n), work.outs.resize(work.down.out * n);
+        work.unit = std::max<int64_t>(work.inner.group, 32), work.first = units;
+        units += work.units();
         const Work &before = works[b ? b - 1 : 0];
         const bool alike = b && n == 1 && before.x.n == 1 && *blocks[b].tokens == *blocks[b - 1].tokens &&
                            work.x.bits == before.x.bits && work.x.group == before.x.group;
@@ -58,66 +103,80 @@ std::vector<Work> works_for(const std::vector<Block> &blocks, const float *x, in
     return works;
 }
 
-// This thread's share of gate and up rows: as many bytes as any other's, one contiguous stream in each block.
-void gate_and_up(std::vector<Work> &works, int64_t bytes, int level) {
-    const Span span = share(bytes, 1);
-    for (Work &work : works) {
-        const Matrix &m = work.gate_up;
-        const auto row_at = [&](int64_t byte) {
-            return std::clamp<int64_t>(rounded_up(byte - work.start, UNIT * m.stride) / m.stride, 0, m.out);
-        };
-        if (work.x.n) rows_of(m, dots(m, level), work.x, row_at(span.begin), row_at(span.end), work.both.data());
+// silu(gate) * up for inner numbers [begin, end), rounded for the second product; gates are lost.
+void activate(Work &work, int64_t begin, int64_t end, int level) {
+    const int64_t inner = work.gate.out;
+    for (int64_t r = 0; r < work.x.n; r++) {
+        float *gates = &work.gates[r * inner];
+        gated(gates + begin, &work.ups[r * inner + begin], gates + begin, end - begin, level);
+        work.inner.put(r, gates, begin, end);
     }
 }
 
-// This thread's share of silu(gate) * up, group by group of the second product's input.
-void activate(std::vector<Work> &works, int64_t inner_rows, int level) {
-    const Span span = share(inner_rows, 1);
+// The inner numbers of the units of `span`, block by block.
+void gate_and_up(std::vector<Work> &works, Span span, const uint8_t *after, int level) {
     for (Work &work : works) {
-        const int64_t n = work.x.n, inner = work.gate_up.out / 2, pieces = (inner + PIECE - 1) / PIECE;
-        const int64_t begin = std::clamp<int64_t>(span.begin - work.first_inner, 0, n * pieces);
-        const int64_t end = std::clamp<int64_t>(span.end - work.first_inner, 0, n * pieces);
-        Buffer<float> row(end > begin ? inner : 0), gates(PIECE), ups(PIECE);
-        for (int64_t i = begin; i < end; i++) {
-            const int64_t r = i / pieces, first = i % pieces * PIECE, stop = std::min(first + PIECE, inner);
-            for (int64_t o = first; o < stop; o++) {
-                gates[o - first] = work.both[o * n + r];
-                ups[o - first] = work.both[(inner + o) * n + r];
-            }
-            gated(gates.data(), ups.data(), &row[first], stop - first, level);
-            work.inner.put(r, row.data(), first, stop);
+        const int64_t first = std::max(span.begin, work.first), last = std::min(span.end, work.first + work.units());
+        if (first >= last) continue;
+        const int64_t begin = (first - work.first) * work.unit;
+        const int64_t end = std::min((last - work.first) * work.unit, work.gate.out);
+        const Work *next = &work + 1;
+        while (next < works.data() + works.size() && !next->units()) next++;
+        const uint8_t *then = last < span.end ? next->gate.rows : after;
+        const int64_t inner = work.gate.out;
+        rows_of(work.gate, level, work.x, begin, end, work.up.rows + begin * work.up.stride, &work.gates[begin], inner);
+        rows_of(work.up, level, work.x, begin, end, then, &work.ups[begin], inner);
+        activate(work, begin, end, level);
+    }
+}
+
+// Columns of y.
+void down(std::vector<Work> &works, Span columns, const uint8_t *after, float *y, int64_t width, int level) {
+    for (size_t b = 0; b < works.size(); b++) {
+        Work &work = works[b];
+        const Matrix &m = work.down;
+        const uint8_t *then = b + 1 < works.size() ? works[b + 1].down.rows + columns.begin * works[b + 1].down.stride : after;
+        rows_of(m, level, work.inner, columns.begin, columns.end, then, &work.outs[columns.begin], width);
+        for (int64_t r = 0; r < work.x.n; r++) {
+            const float weight = work.block->weights[r], *found = &work.outs[r * width];
+            float *to = y + work.block->tokens[r] * width;
+            for (int64_t o = columns.begin; o < columns.end; o++) to[o] += weight * found[o];
         }
     }
 }
 
-// This thread's columns of y.
-void down(std::vector<Work> &works, const std::vector<Block> &blocks, float *y, int64_t width, int level) {
-    const Span columns = share(width, UNIT);
-    for (size_t b = 0; b < works.size(); b++) {
-        Work &work = works[b];
-        const int64_t n = work.x.n;
-        rows_of(work.down, dots(work.down, level), work.inner, columns.begin, columns.end, work.outs.data());
-        for (int64_t o = columns.begin; o < columns.end; o++)
-            for (int64_t r = 0; r < n; r++)
-                y[blocks[b].tokens[r] * width + o] += blocks[b].weights[r] * work.outs[o * n + r];
+// Calls work(span, the span after it) for the spans that this thread gets, of which `span` is the first.
+template <class Do> void in_turn(Turns &turns, Span span, Do work) {
+    while (any(span)) {
+        const Span following = turns.next();
+        work(span, following);
+        span = following;
     }
 }
 
 // All blocks with few rows, in one parallel region.
 void swiglu_by_rows(const std::vector<Block> &blocks, const float *x, int64_t width, float *y, int threads, int level) {
     std::vector<Work> works = works_for(blocks, x, width);
-    int64_t bytes = 0, pieces = 0;
-    for (Work &work : works) {
-        work.start = bytes, work.first_inner = pieces;
-        bytes += work.bytes(), pieces += work.x.n * ((work.gate_up.out / 2 + PIECE - 1) / PIECE);
-    }
+    const int64_t unit = 16, units = works.back().first + works.back().units();
+    Turns inner(units, threads), outer(rounded_up(width, unit) / unit, threads);
+    const auto gate_at = [&](int64_t which) {
+        const Work *work = &works.back();
+        while (which < work->first) work--;
+        return work->gate_at(which);
+    };
+    const auto down_at = [&](int64_t which) { return works[0].down.rows + which * unit * works[0].down.stride; };
 #pragma omp parallel num_threads(threads)
     {
-        gate_and_up(works, bytes, level);
+        const Span first = outer.next();
+        in_turn(inner, inner.next(), [&](Span span, Span following) {
+            const uint8_t *then = any(first) ? down_at(first.begin) : nullptr;
+            gate_and_up(works, span, any(following) ? gate_at(following.begin) : then, level);
+        });
 #pragma omp barrier
-        activate(works, pieces, level);
-#pragma omp barrier
-        down(works, blocks, y, width, level);
+        in_turn(outer, first, [&](Span span, Span following) {
+            const Span columns = {span.begin * unit, std::min(span.end * unit, width)};
+            down(works, columns, any(following) ? down_at(following.begin) : nullptr, y, width, level);
+        });
     }
 }
 
@@ -139,14 +198,14 @@ void moekit_linear(const moekit_matrix *matrix, const float *x, int64_t n, float
     Rows all;
     all.shape(n, m.in, m.bits, m.group);
     for (int64_t r = 0; r < n; r++) all.put(r, x + r * m.in, 0, m.in);
-    Buffer<float> found(n == 1 ? 0 : m.out * n);
+    const int64_t unit = rounded_up(std::max<int64_t>(LEAST / std::max<int64_t>(m.stride, 1), 1), 8);
+    Turns turns(rounded_up(m.out, unit) / unit, threads);
 #pragma omp parallel num_threads(threads)
-    {
-        const Span span = share(m.out, UNIT);
-        rows_of(m, dots(m, level), all, span.begin, span.end, n == 1 ? y : found.data());
-        for (int64_t o = span.begin; o < span.end && n > 1; o++)
-            for (int64_t r = 0; r < n; r++) y[r * m.out + o] = found[o * n + r];
-    }
+    in_turn(turns, turns.next(), [&](Span span, Span following) {
+        const int64_t begin = span.begin * unit, end = std::min(span.end * unit, m.out);
+        const uint8_t *after = any(following) ? m.rows + following.begin * unit * m.stride : nullptr;
+        rows_of(m, level, all, begin, end, after, y + begin, m.out);
+    });
 }
 
 // y[t] += sum over the blocks that t comes to of weight * down (silu(gate x[t]) * up x[t]).

@@ -8,6 +8,7 @@ from torch import nn
 from moekit.config.errors import InputError
 from moekit.config.quantisation import Groups
 from moekit.kernels import few_rows
+from moekit.kernels.few_rows import Place, placed, placed_bytes
 from moekit.kernels.groups import Grouped
 from moekit.tensors import Float, Tensor
 
@@ -31,9 +32,30 @@ class Linear(nn.Linear):
             matrix = weight
         else:
             return super().forward(input)
-        y = few_rows.linear(input.detach().reshape(-1, shape[-1]), matrix)
-        y = y if self.bias is None else y + self.bias.detach()
-        return without_gradient(y.to(input.dtype).view(*shape[:-1], y.shape[-1]), input)
+        rows, bias = input.detach().reshape(-1, shape[-1]), self.bias
+        y = few_rows.linear(rows, matrix, input.dtype if bias is None else torch.float32)
+        y = y if bias is None else (y + bias.detach()).to(input.dtype)
+        return without_gradient(y.view(*shape[:-1], -1), input)
+
+    def place(self, dtype: torch.dtype) -> Place | None:
+        """Where the matrix lies, for compiled products with rows of `dtype` that pass this module by; None where that
+        would not be the same."""
+        if self._forward_pre_hooks or self._forward_hooks or self.bias is not None:
+            return None
+        return place_of(self.weight, self.groups, dtype)
+
+
+def place_of(weight: Tensor, groups: Groups | None, dtype: torch.dtype) -> Place | None:
+    """Where a matrix or the first of a stack lies; None where compiled products with rows of `dtype` cannot read it."""
+    if groups is not None:
+        return placed_bytes(weight, groups.bits, groups.size)
+    readable = weight.dtype == dtype == torch.bfloat16 and weight.stride(-1) == 1 and weight.is_cpu
+    return placed(weight) if readable else None
+
+
+def in_one_call(x: Tensor, rows: int) -> bool:
+    """Whether there are so few rows that operations count, and compiled code that needs one for several products."""
+    return 0 < rows <= MOST and not torch.is_grad_enabled() and x.is_cpu and few_rows.runs_here()
 
 
 def reads_once(x: Tensor, matrix: Tensor, rows: int) -> bool:
@@ -41,7 +63,8 @@ def reads_once(x: Tensor, matrix: Tensor, rows: int) -> bool:
     return (
         0 < rows <= MOST
         and not torch.is_grad_enabled()
-        and x.device.type == matrix.device.type == "cpu"
+        and x.is_cpu
+        and matrix.is_cpu
         and x.dtype == matrix.dtype == torch.bfloat16
         and matrix.stride(-1) == 1
         and few_rows.runs_here()

@@ -36,6 +36,21 @@ template <typename Number> INLINE void forward(const moekit_norm &job, int64_t r
     job.scale[row] = scale;
 }
 
+// Without what a backward wants; `added`, if not null, is added to x first, and the sum is kept.
+template <typename Number>
+INLINE void only_forward(const Number *given, const Number *added, const Number *__restrict weight, Number *sum,
+                         Number *__restrict y, int64_t n, float epsilon) {
+    for (int64_t i = 0; added && i < n; i++) narrow_to(sum + i, widened(given[i]) + widened(added[i]));
+    const Number *x = added ? sum : given;
+    const float squares = sum_of(n, [&](int64_t i) { return widened(x[i]) * widened(x[i]); });
+    const float scale = 1 / std::sqrt(squares / float(n) + epsilon);
+    for (int64_t i = 0; i < n; i++) {
+        Number rounded;
+        narrow_to(&rounded, widened(x[i]) * scale);
+        narrow_to(y + i, widened(rounded) * widened(weight[i]));
+    }
+}
+
 // `sums` gathers grad unit over the rows of a thread.
 template <typename Number> INLINE void backward(const moekit_norm &job, int64_t row, float *__restrict sums) {
     const int64_t n = job.width;
@@ -53,10 +68,23 @@ template <typename Number> INLINE void backward(const moekit_norm &job, int64_t 
 
 // The same loops, once for each instruction set.
 using Forward = void (*)(const moekit_norm &, int64_t);
+template <typename Number> using Only = void (*)(const Number *, const Number *, const Number *, Number *, Number *, int64_t, float);
 using Backward = void (*)(const moekit_norm &, int64_t, float *);
 template <typename Number> void forward0(const moekit_norm &job, int64_t row) { forward<Number>(job, row); }
 template <typename Number> AT_LEVEL_1 void forward1(const moekit_norm &job, int64_t row) { forward<Number>(job, row); }
 template <typename Number> AT_LEVEL_2 void forward2(const moekit_norm &job, int64_t row) { forward<Number>(job, row); }
+template <typename Number>
+void only0(const Number *x, const Number *added, const Number *weight, Number *sum, Number *y, int64_t n, float epsilon) {
+    only_forward(x, added, weight, sum, y, n, epsilon);
+}
+template <typename Number>
+AT_LEVEL_1 void only1(const Number *x, const Number *added, const Number *weight, Number *sum, Number *y, int64_t n, float epsilon) {
+    only_forward(x, added, weight, sum, y, n, epsilon);
+}
+template <typename Number>
+AT_LEVEL_2 void only2(const Number *x, const Number *added, const Number *weight, Number *sum, Number *y, int64_t n, float epsilon) {
+    only_forward(x, added, weight, sum, y, n, epsilon);
+}
 template <typename Number> void backward0(const moekit_norm &job, int64_t row, float *sums) { backward<Number>(job, row, sums); }
 template <typename Number> AT_LEVEL_1 void backward1(const moekit_norm &job, int64_t row, float *sums) { backward<Number>(job, row, sums); }
 template <typename Number> AT_LEVEL_2 void backward2(const moekit_norm &job, int64_t row, float *sums) { backward<Number>(job, row, sums); }
@@ -66,9 +94,27 @@ const Forward WIDE[] = {forward0<float>, forward1<float>, forward2<float>};
 const Backward NARROW_BACK[] = {backward0<uint16_t>, backward1<uint16_t>, backward2<uint16_t>};
 const Backward WIDE_BACK[] = {backward0<float>, backward1<float>, backward2<float>};
 
+// One row is done before a second thread would have begun.
+template <typename Number>
+void norm_rows(const Number *x, const Number *added, const Number *weight, Number *sum, Number *y, int64_t n, int64_t width,
+               float epsilon, int threads, int level) {
+    const Only<Number> row = level >= 2 ? only2<Number> : level == 1 ? only1<Number> : only0<Number>;
+#pragma omp parallel for num_threads(threads) schedule(static) if (n * width >= 1 << 15)
+    for (int64_t i = 0; i < n * width; i += width) row(x + i, added ? added + i : nullptr, weight, added ? sum + i : nullptr, y + i, width, epsilon);
+}
+
 }  // namespace
 
 extern "C" {
+
+// y = norm(x) weight; with `added`, sum = x + added and y = norm(sum) weight.
+void moekit_norm_rows(const void *x, const void *added, const void *weight, void *sum, void *y, int64_t n, int64_t width,
+                      float epsilon, int narrow, int threads, int level) {
+    using Narrow = uint16_t;
+    if (narrow)
+        return norm_rows((const Narrow *)x, (const Narrow *)added, (const Narrow *)weight, (Narrow *)sum, (Narrow *)y, n, width, epsilon, threads, level);
+    norm_rows((const float *)x, (const float *)added, (const float *)weight, (float *)sum, (float *)y, n, width, epsilon, threads, level);
+}
 
 // unit, y and scale of x and weight.
 void moekit_norm_forward(const moekit_norm *job, int threads, int level) {

@@ -40,6 +40,29 @@ def norm(x: Float[Tensor, "*shape D"], weight: Float[Tensor, " D"], epsilon: flo
     return found
 
 
+def norm_alone(x: Float[Tensor, "*shape D"], weight: Float[Tensor, " D"], epsilon: float) -> Float[Tensor, "*shape D"]:
+    """RMSNorm of rows, without what a gradient would want."""
+    x = x.contiguous()
+    if not _is_ours(x, weight):
+        return norm_twin(x, weight, epsilon).y
+    y = torch.empty_like(x)
+    _call_rows(x, None, weight, None, y, epsilon)
+    return y
+
+
+def norm_of_sum(
+    x: Float[Tensor, "*shape D"], added: Float[Tensor, "*shape D"], weight: Float[Tensor, " D"], epsilon: float
+) -> tuple[Float[Tensor, "*shape D"], Float[Tensor, "*shape D"]]:
+    """x + added, and its RMSNorm; without what a gradient would want."""
+    x, added = x.contiguous(), added.contiguous()
+    if not (_is_ours(x, weight) and added.dtype == x.dtype):
+        total = x + added
+        return total, norm_alone(total, weight, epsilon)
+    total, y = torch.empty_like(x), torch.empty_like(x)
+    _call_rows(x, added, weight, total, y, epsilon)
+    return total, y
+
+
 def norm_backward(
     unit: Float[Tensor, "*shape D"],
     weight: Float[Tensor, " D"],
@@ -79,6 +102,27 @@ def norm_backward_twin(
 
 def _is_ours(x: Tensor, weight: Tensor) -> bool:
     return library() is not None and reaches(x) and x.dtype == weight.dtype and weight.is_contiguous()
+
+
+def _call_rows(
+    x: Tensor, added: Tensor | None, weight: Tensor, total: Tensor | None, y: Tensor, epsilon: float
+) -> None:
+    compiled = library()
+    assert compiled is not None
+    width = x.shape[-1]
+    compiled.moekit_norm_rows(
+        x.data_ptr(),
+        None if added is None else added.data_ptr(),
+        weight.data_ptr(),
+        None if total is None else total.data_ptr(),
+        y.data_ptr(),
+        x.numel() // width,
+        width,
+        epsilon,
+        x.dtype == torch.bfloat16,
+        torch.get_num_threads(),
+        compiled.moekit_level(),
+    )
 
 
 def _call(function: str, x: Tensor, epsilon: float, tensors: dict[str, Tensor]) -> None:

@@ -19,12 +19,13 @@ Meaning meaning_of(const uint8_t *row, int64_t group) {
 }
 
 template <int N>
-void dot_plain(const Matrix &m, const uint8_t *row, const Rows &x, int64_t first, float *found) {
+void dot_plain(const Matrix &m, const uint8_t *row, const uint8_t *ahead, const Rows &x, int64_t first,
+               float *found, int64_t apart) {
     const int64_t groups = m.in / m.group, bytes = int64_t(m.group) * m.bits / 8;
     const uint8_t *numbers = row + 4 * groups;
     for (int r = 0; r < N; r++) {
         const int8_t *q = &x.narrow[(first + r) * x.length];
-        found[r] = 0;
+        found[r * apart] = 0;
         for (int64_t g = 0; g < groups; g++) {
             int32_t product = 0;
             for (int64_t i = g * bytes; i < (g + 1) * bytes; i++) {
@@ -33,7 +34,7 @@ void dot_plain(const Matrix &m, const uint8_t *row, const Rows &x, int64_t first
             }
             const Meaning meaning = meaning_of(row, g);
             const int64_t at = (first + r) * x.groups + g;
-            found[r] += meaning.scale * x.scale[at] * float(product) + meaning.least * x.sum[at];
+            found[r * apart] += meaning.scale * x.scale[at] * float(product) + meaning.least * x.sum[at];
         }
     }
 }
@@ -65,7 +66,8 @@ AVX2 inline float sum8(__m256 v) {
 }
 
 template <int BITS, int N>
-AVX2 void dot_avx2(const Matrix &m, const uint8_t *row, const Rows &x, int64_t first, float *found) {
+AVX2 void dot_avx2(const Matrix &m, const uint8_t *row, const uint8_t *ahead, const Rows &x, int64_t first,
+               float *found, int64_t apart) {
     const int64_t groups = m.in / m.group, bytes = m.in * BITS / 8, one = int64_t(m.group) * BITS / 8;
     const uint8_t *numbers = row + 4 * groups;
     __m256 total[N];
@@ -76,7 +78,7 @@ AVX2 void dot_avx2(const Matrix &m, const uint8_t *row, const Rows &x, int64_t f
         for (int r = 0; r < N; r++) rest[r] += least * x.sum[(first + r) * x.groups + g];
     }
     for (int64_t i = 0; i < bytes; i += 32) {
-        _mm_prefetch((const char *)(numbers + i + AHEAD), _MM_HINT_T0);
+        _mm_prefetch((const char *)(numbers + i + (ahead - row)), _MM_HINT_T0);
         // 16 bytes of a group of 32 may end a row.
         const __m256i w = bytes - i >= 32 ? _mm256_loadu_si256((const __m256i *)(numbers + i))
                                           : _mm256_zextsi128_si256(_mm_loadu_si128((const __m128i *)(numbers + i)));
@@ -90,7 +92,7 @@ AVX2 void dot_avx2(const Matrix &m, const uint8_t *row, const Rows &x, int64_t f
             total[r] = _mm256_fmadd_ps(_mm256_set_m128(b, a), product, total[r]);
         }
     }
-    for (int r = 0; r < N; r++) found[r] = sum8(total[r]) + rest[r];
+    for (int r = 0; r < N; r++) found[r * apart] = sum8(total[r]) + rest[r];
 }
 
 // ---- AVX512 with VNNI: 64 bytes at a time ----
@@ -110,8 +112,68 @@ template <int BITS> AVX512 inline __m512i products(__m512i sums, __m512i bytes, 
     return _mm512_dpbusd_epi32(sums, _mm512_and_si512(_mm512_srli_epi16(bytes, 4), low), _mm512_load_si512(q + 64));
 }
 
+// Numbers of rows of x, of which three at a time are in reach of one address.
+template <class T> struct Places {
+    const T *first, *fourth, *seventh;
+    int64_t apart;
+
+    Places(const T *base, int64_t apart) : first(base), fourth(base + 3 * apart), seventh(base + 6 * apart), apart(apart) {}
+    const T *operator[](int r) const { return (r < 3 ? first : r < 6 ? fourth : seventh) + r % 3 * apart; }
+    void move(int64_t n) { first += n, fourth += n, seventh += n; }
+};
+
+// The sums of up to 16 groups with N rows of x; `numbers` and `q` move on.
+template <int BITS, int GROUP, int N, bool WHOLE>
+AVX512 inline void add_groups(__m512 *total, const __m512 *factor, const uint8_t *&numbers, int64_t asked, Places<int8_t> &q,
+                              int64_t left) {
+    constexpr int STEP = 512 / BITS, BLOCK = STEP > GROUP ? STEP : GROUP, HELD = BLOCK / GROUP;
+    __m512i which = group_of_lane<HELD>();
+    for (int i = 0; i < (WHOLE ? 16 * GROUP : left); i += BLOCK) {
+        __m512i sums[N];
+        for (int r = 0; r < N; r++) sums[r] = _mm512_setzero_si512();
+        for (int j = 0; j < BLOCK; j += STEP) {
+            _mm_prefetch((const char *)(numbers + asked), _MM_HINT_T0);
+            const bool full = WHOLE || BLOCK == GROUP || left - i - j >= STEP;
+            const __m512i bytes = full ? _mm512_loadu_si512(numbers) :
+                                         _mm512_maskz_loadu_epi8(first_bytes((left - i - j) * BITS / 8), numbers);
+            for (int r = 0; r < N; r++) sums[r] = products<BITS>(sums[r], bytes, q[r]);
+            numbers += 64, q.move(STEP);
+        }
+        for (int r = 0; r < N; r++)
+            total[r] = _mm512_fmadd_ps(_mm512_permutexvar_ps(which, factor[r]), _mm512_cvtepi32_ps(sums[r]), total[r]);
+        which = _mm512_add_epi32(which, _mm512_set1_epi32(HELD));
+    }
+}
+
 template <int BITS, int GROUP, int N>
-AVX512 void dot_avx512(const Matrix &m, const uint8_t *row, const Rows &x, int64_t first, float *found) {
+AVX512 void dot_avx512(const Matrix &m, const uint8_t *row, const uint8_t *ahead, const Rows &x, int64_t first, float *found,
+                       int64_t apart) {
+    const int64_t groups = m.in / GROUP, asked = ahead - row;
+    const uint8_t *numbers = row + 4 * groups;
+    Places<int8_t> q(&x.narrow[first * x.length], x.length);
+    Places<float> steps(&x.scale[first * x.groups], x.groups), x_sums(&x.sum[first * x.groups], x.groups);
+    __m512 total[N], factor[N];
+    for (int r = 0; r < N; r++) total[r] = _mm512_setzero_ps();
+    // 16 groups at a time: their factors stay in registers, because what was just stored is slow to load in pieces.
+    for (int64_t g = 0; g < groups; g += 16) {
+        _mm_prefetch((const char *)(ahead + 4 * g), _MM_HINT_T0);
+        const __m512i both = _mm512_maskz_loadu_epi32(first_lanes(groups - g), row + 4 * g);
+        const __m512 scale = _mm512_cvtph_ps(_mm512_cvtepi32_epi16(both));
+        const __m512 least = _mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_srli_epi32(both, 16)));
+        for (int r = 0; r < N; r++) {
+            total[r] = _mm512_fmadd_ps(least, _mm512_load_ps(x_sums[r] + g), total[r]);
+            factor[r] = _mm512_mul_ps(scale, _mm512_load_ps(steps[r] + g));
+        }
+        if (groups - g >= 16) add_groups<BITS, GROUP, N, true>(total, factor, numbers, asked, q, 16 * GROUP);
+        else add_groups<BITS, GROUP, N, false>(total, factor, numbers, asked, q, m.in - g * GROUP);
+    }
+    for (int r = 0; r < N; r++) found[r * apart] = _mm512_reduce_add_ps(total[r]);
+}
+
+// For one or two rows of x, whose addresses fit into registers anyway: from memory, this order is some 3 % faster then.
+template <int BITS, int GROUP, int N>
+AVX512 void near_avx512(const Matrix &m, const uint8_t *row, const uint8_t *ahead, const Rows &x, int64_t first,
+                        float *found, int64_t apart) {
     constexpr int STEP = 512 / BITS, BLOCK = STEP > GROUP ? STEP : GROUP, HELD = BLOCK / GROUP;
     const int64_t groups = m.in / GROUP, length = x.length, x_groups = x.groups;
     const uint8_t *numbers = row + 4 * groups;
@@ -121,7 +183,7 @@ AVX512 void dot_avx512(const Matrix &m, const uint8_t *row, const Rows &x, int64
     for (int r = 0; r < N; r++) total[r] = _mm512_setzero_ps();
     // 16 groups at a time: their factors stay in registers, because what was just stored is slow to load in pieces.
     for (int64_t g = 0; g < groups; g += 16) {
-        _mm_prefetch((const char *)(row + 4 * g + AHEAD), _MM_HINT_T0);
+        _mm_prefetch((const char *)(ahead + 4 * g), _MM_HINT_T0);
         const __m512i both = _mm512_maskz_loadu_epi32(first_lanes(groups - g), row + 4 * g);
         const __m512 scale = _mm512_cvtph_ps(_mm512_cvtepi32_epi16(both));
         const __m512 least = _mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_srli_epi32(both, 16)));
@@ -136,7 +198,7 @@ AVX512 void dot_avx512(const Matrix &m, const uint8_t *row, const Rows &x, int64
             for (int r = 0; r < N; r++) sums[r] = _mm512_setzero_si512();
             for (int64_t j = i; j < i + BLOCK; j += STEP) {
                 const uint8_t *at = numbers + j * BITS / 8;
-                _mm_prefetch((const char *)(at + AHEAD), _MM_HINT_T0);
+                _mm_prefetch((const char *)(at + (ahead - row)), _MM_HINT_T0);
                 const bool whole = BLOCK == GROUP || end - j >= STEP;
                 const __m512i bytes = whole ? _mm512_loadu_si512(at) :
                                             _mm512_maskz_loadu_epi8(first_bytes((end - j) * BITS / 8), at);
@@ -147,7 +209,7 @@ AVX512 void dot_avx512(const Matrix &m, const uint8_t *row, const Rows &x, int64
             which = _mm512_add_epi32(which, _mm512_set1_epi32(HELD));
         }
     }
-    for (int r = 0; r < N; r++) found[r] = _mm512_reduce_add_ps(total[r]);
+    for (int r = 0; r < N; r++) found[r * apart] = _mm512_reduce_add_ps(total[r]);
 }
 
 // The products for 1 to MOST rows, of a function whose last argument is their number.
@@ -155,9 +217,12 @@ AVX512 void dot_avx512(const Matrix &m, const uint8_t *row, const Rows &x, int64
                    __VA_ARGS__ 5>, __VA_ARGS__ 6>, __VA_ARGS__ 7>, __VA_ARGS__ 8>}
 const Dot PLAIN[] = EACH(dot_plain<);
 const Dot HALF[2][MOST] = {EACH(dot_avx2<4,), EACH(dot_avx2<8,)};
+#define WIDE(bits, group) {near_avx512<bits, group, 1>, near_avx512<bits, group, 2>, dot_avx512<bits, group, 3>, \
+                           dot_avx512<bits, group, 4>, dot_avx512<bits, group, 5>, dot_avx512<bits, group, 6>, \
+                           dot_avx512<bits, group, 7>, dot_avx512<bits, group, 8>}
 const Dot WHOLE[2][3][MOST] = {
-    {EACH(dot_avx512<4, 32,), EACH(dot_avx512<4, 64,), EACH(dot_avx512<4, 128,)},
-    {EACH(dot_avx512<8, 32,), EACH(dot_avx512<8, 64,), EACH(dot_avx512<8, 128,)},
+    {WIDE(4, 32), WIDE(4, 64), WIDE(4, 128)},
+    {WIDE(8, 32), WIDE(8, 64), WIDE(8, 128)},
 };
 
 }  // namespace

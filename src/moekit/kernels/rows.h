@@ -84,8 +84,9 @@ struct Rows {
     void copy(int64_t row, const Rows &from, int64_t other);
 };
 
-// One matrix row times n rows of x from `first` on.
-using Dot = void (*)(const Matrix &, const uint8_t *row, const Rows &x, int64_t first, float *found);
+// One matrix row times n rows of x from `first` on, to found[row * apart]; as many bytes from `ahead` on are asked for.
+using Dot = void (*)(const Matrix &, const uint8_t *row, const uint8_t *ahead, const Rows &x, int64_t first, float *found,
+                     int64_t apart);
 
 // The products for 1 to MOST rows of x.
 const Dot *bfloat16_dots(const Matrix &matrix, int level);
@@ -96,10 +97,5 @@ inline float silu(float gate) { return gate / (1 + __builtin_expf(-gate)); }
 void gated(const float *gate, const float *up, float *inner, int64_t n, int level);
 
 struct Span { int64_t begin, end; };
-
-inline Span share(int64_t total, int64_t unit) {
-    const int64_t units = (total + unit - 1) / unit, n = omp_get_num_threads(), t = omp_get_thread_num();
-    return {std::min(units * t / n * unit, total), std::min(units * (t + 1) / n * unit, total)};
-}
 
 }  // namespace rows

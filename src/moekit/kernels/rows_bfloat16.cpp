@@ -6,7 +6,8 @@ namespace rows {
 namespace {
 
 template <int N>
-void dot_plain(const Matrix &m, const uint8_t *row, const Rows &x, int64_t first, float *found) {
+void dot_plain(const Matrix &m, const uint8_t *row, const uint8_t *ahead, const Rows &x, int64_t first,
+               float *found, int64_t apart) {
     for (int r = 0; r < N; r++) {
         float total = 0;
         for (int64_t i = 0; i < m.in; i++) {
@@ -14,7 +15,7 @@ void dot_plain(const Matrix &m, const uint8_t *row, const Rows &x, int64_t first
             std::memcpy(&w, row + 2 * i, 2);
             total += from_bf16(w) * from_bf16(x.wide[(first + r) * m.in + i]);
         }
-        found[r] = total;
+        found[r * apart] = total;
     }
 }
 
@@ -30,24 +31,26 @@ AVX2 inline __m256 widen8(const void *p) {
 
 // in must be a multiple of 16.
 template <int N>
-AVX2 void dot_avx2(const Matrix &m, const uint8_t *row, const Rows &x, int64_t first, float *found) {
+AVX2 void dot_avx2(const Matrix &m, const uint8_t *row, const uint8_t *ahead, const Rows &x, int64_t first,
+               float *found, int64_t apart) {
     __m256 total[N][2];
     for (int r = 0; r < N; r++) total[r][0] = total[r][1] = _mm256_setzero_ps();
     const uint16_t *base = &x.wide[first * m.in];
     for (int64_t i = 0; i < m.in; i += 16) {
-        _mm_prefetch((const char *)(row + 2 * i + AHEAD), _MM_HINT_T0);
+        _mm_prefetch((const char *)(ahead + 2 * i), _MM_HINT_T0);
         __m256 low = widen8(row + 2 * i), high = widen8(row + 2 * i + 16);
         for (int r = 0; r < N; r++) {
             total[r][0] = _mm256_fmadd_ps(low, widen8(base + r * m.in + i), total[r][0]);
             total[r][1] = _mm256_fmadd_ps(high, widen8(base + r * m.in + i + 8), total[r][1]);
         }
     }
-    for (int r = 0; r < N; r++) found[r] = sum8(_mm256_add_ps(total[r][0], total[r][1]));
+    for (int r = 0; r < N; r++) found[r * apart] = sum8(_mm256_add_ps(total[r][0], total[r][1]));
 }
 
 // in must be a multiple of 32.
 template <int N>
-AVX512 void dot_avx512(const Matrix &m, const uint8_t *row, const Rows &x, int64_t first, float *found) {
+AVX512 void dot_avx512(const Matrix &m, const uint8_t *row, const uint8_t *ahead, const Rows &x, int64_t first,
+               float *found, int64_t apart) {
     // With one row of x, several sums hide the latency of the products.
     constexpr int CHAINS = N == 1 ? 4 : N == 2 ? 2 : 1;
     __m512 total[N][CHAINS];
@@ -58,7 +61,7 @@ AVX512 void dot_avx512(const Matrix &m, const uint8_t *row, const Rows &x, int64
     for (; i + 32 * CHAINS <= m.in; i += 32 * CHAINS)
         for (int c = 0; c < CHAINS; c++) {
             const int64_t at = i + 32 * c;
-            _mm_prefetch((const char *)(row + 2 * at + AHEAD), _MM_HINT_T0);
+            _mm_prefetch((const char *)(ahead + 2 * at), _MM_HINT_T0);
             __m512bh w = (__m512bh)_mm512_loadu_si512(row + 2 * at);
             for (int r = 0; r < N; r++)
                 total[r][c] = _mm512_dpbf16_ps(total[r][c], w, (__m512bh)_mm512_loadu_si512(base + r * m.in + at));
@@ -70,7 +73,7 @@ AVX512 void dot_avx512(const Matrix &m, const uint8_t *row, const Rows &x, int64
     }
     for (int r = 0; r < N; r++) {
         for (int c = 1; c < CHAINS; c++) total[r][0] = _mm512_add_ps(total[r][0], total[r][c]);
-        found[r] = _mm512_reduce_add_ps(total[r][0]);
+        found[r * apart] = _mm512_reduce_add_ps(total[r][0]);
     }
 }
 

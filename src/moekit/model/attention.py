@@ -17,8 +17,8 @@ SHORT = 512
 class Context(NamedTuple):
     """What all layers of one forward pass share: the rotation of the new tokens, what they may see, what they are.
 
-    `visible` is None where the new tokens are the whole sequence and see all before them. `mask` is False at padding,
-    `ids` and `tasks` are what routing may go by, chance in it comes from `generator`.
+    `visible` is None where each new token sees all up to itself, and they are the whole sequence, or but one. `mask` is
+    False at padding, `ids` and `tasks` are what routing may go by, chance in it comes from `generator`.
     """
 
     rotation: Rotation
@@ -37,7 +37,8 @@ def attend(
     scale: float,
 ) -> Float[Tensor, "B H S W"]:
     """softmax(q k^T scale) v over what is visible."""
-    causal = context.visible is None
+    # A single new token sees all there is.
+    causal = context.visible is None and q.shape[2] == k.shape[2]
     if causal and compiled.runs_here(q, k, v):
         return _CompiledAttention.apply(q, k, v, scale)
     if causal and _prefers_whole_scores(q):
@@ -103,7 +104,7 @@ def visibility(mask: Bool[Tensor, "B S"] | None, n_new: int, cache: Cache | None
     """
     past = 0 if cache is None else cache.length
     real = mask if cache is None else cache.extend_mask(mask, n_new)
-    if real is None and past == 0:
+    if real is None and (past == 0 or n_new == 1):
         return None
     device = None if real is None else real.device
     query = torch.arange(past, past + n_new, device=device).unsqueeze(-1)

@@ -43,8 +43,7 @@ class Block(nn.Module):
         context: Context,
         cache: LayerCache | None = None,
     ) -> BlockOutput:
-        x = x + self.attention(self.attention_norm(x), context, cache)
-        normed = self.feed_forward_norm(x)
+        x, normed = self.feed_forward_norm.of_sum(x, self.attention(self.attention_norm(x), context, cache))
         if isinstance(self.feed_forward, MoE):
             y, routing = self.feed_forward(normed, context.mask, context.ids, context.tasks, context.generator)
             return BlockOutput(x + y, routing)

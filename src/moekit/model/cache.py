@@ -15,19 +15,26 @@ class LayerCache:
 
     def append(self, **new: Tensor) -> list[Tensor]:
         """Add tensors [B, ..., S, width]; returns, in the same order, all so far: [B, ..., past + S, width]."""
-        start = self.length
-        end = start + next(iter(new.values())).shape[-2]
+        first = next(iter(new.values()))
+        shapes = {name: (*value.shape[:-2], value.shape[-1]) for name, value in new.items()}
+        start, rooms = self.reserve(first.shape[-2], first, **shapes)
+        for room, value in zip(rooms, new.values(), strict=True):
+            room[..., start : self.length, :] = value.detach()
+        return [room[..., : self.length, :] for room in rooms]
+
+    def reserve(self, n_new: int, like: Tensor, **shapes: tuple[int, ...]) -> tuple[int, list[Tensor]]:
+        """Count `n_new` more tokens, which the caller writes: where the first goes, and the rooms.
+
+        A room is [B, ..., capacity, width] for a shape (B, ..., width); one that is new has the type of `like`.
+        """
+        start, end = self.length, self.length + n_new
         if end > self.capacity:
             raise ValueError(f"the cache has room for {self.capacity} tokens, not {end}")
         self.length = end
-        return [self._write(name, value, start, end) for name, value in new.items()]
-
-    def _write(self, name: str, value: Tensor, start: int, end: int) -> Tensor:
-        if name not in self.rooms:
-            self.rooms[name] = value.new_empty(*value.shape[:-2], self.capacity, value.shape[-1])
-        room = self.rooms[name]
-        room[..., start:end, :] = value.detach()
-        return room[..., :end, :]
+        for name, (*batch, width) in shapes.items():
+            if name not in self.rooms:
+                self.rooms[name] = like.new_empty(*batch, self.capacity, width)
+        return start, [self.rooms[name] for name in shapes]
 
 
 class Cache:

@@ -4,11 +4,14 @@ import torch
 from torch import nn
 
 from moekit.config.model import MLAConfig, ModelConfig
+from moekit.kernels import one_query
 from moekit.kernels.linear import Linear
+from moekit.kernels.one_query import Past
+from moekit.kernels.products import products, run_here
 from moekit.model.attention import Context, attend
 from moekit.model.cache import LayerCache
 from moekit.model.norm import RMSNorm
-from moekit.model.rope import rotate, softmax_factor
+from moekit.model.rope import rotate, softmax_factor, turn
 from moekit.tensors import Float, Tensor
 
 LATENT_EPSILON = 1e-6
@@ -39,6 +42,8 @@ class LatentAttention(nn.Module):
         self, x: Float[Tensor, "B S D"], context: Context, cache: LayerCache | None = None
     ) -> Float[Tensor, "B S D"]:
         a = self.shape
+        if cache is not None and x.shape[1] == 1 and context.visible is None and one_query.runs_here(x):
+            return self._one_token(x, context, cache)
         q = self.q(x) if a.q_lora_rank is None else self.q_b(self.q_a_norm(self.q_a(x)))
         q_nope, q_rope = (
             q.unflatten(-1, (a.n_heads, -1)).transpose(1, 2).split([a.qk_nope_head_dim, a.qk_rope_head_dim], dim=-1)
@@ -55,6 +60,32 @@ class LatentAttention(nn.Module):
         heads = self._expanded(q_nope, q_rope, latent, k_rope, context)
         return self.out(heads.transpose(1, 2).flatten(2))
 
+    def _one_token(self, x: Float[Tensor, "B 1 D"], context: Context, cache: LayerCache) -> Float[Tensor, "B 1 D"]:
+        """As `_absorbed`, by compiled code, which turns, appends and attends in one call."""
+        a, batch = self.shape, len(x)
+        first = (self.q if a.q_lora_rank is None else self.q_a, self.kv_a)
+        q, new = products(x, first, x.dtype) if run_here(x, first, x.dtype) else [each(x) for each in first]
+        if a.q_lora_rank is not None:
+            q = self.q_b(self.q_a_norm(q))
+        q_nope, q_rope = q.view(batch, a.n_heads, -1).split([a.qk_nope_head_dim, a.qk_rope_head_dim], dim=-1)
+        latent, k_rope = new.split([a.kv_lora_rank, a.qk_rope_head_dim], dim=-1)
+        key = torch.cat([self.kv_a_norm(latent), k_rope], dim=-1)
+        w_uk, w_uv = self._up_projections()
+        q_latent = torch.bmm(q_nope.transpose(0, 1), w_uk).transpose(0, 1)
+        length, (room,) = cache.reserve(1, key, latent=(batch, key.shape[-1]))
+        past = Past(room.unsqueeze(1), None, length)
+        query = torch.cat([q_latent, q_rope], dim=-1)
+        summed = one_query.attend(query, key, None, turn(context.rotation), past, self.scale, a.kv_lora_rank)
+        heads = torch.bmm(summed.transpose(0, 1), w_uv.mT).transpose(0, 1).reshape(batch, 1, -1)
+        return products(heads, (self.out,), x.dtype)[0] if run_here(heads, (self.out,), x.dtype) else self.out(heads)
+
+    def _up_projections(self) -> tuple[Float[Tensor, "H nope latent"], Float[Tensor, "H W latent"]]:
+        """From the latent to keys without position, and to values."""
+        a = self.shape
+        weight = self.kv_b.weight.view(a.n_heads, -1, a.kv_lora_rank)
+        w_uk, w_uv = weight.split([a.qk_nope_head_dim, a.v_head_dim], dim=1)
+        return w_uk, w_uv
+
     def _expanded(self, q_nope: Tensor, q_rope: Tensor, latent: Tensor, k_rope: Tensor, context: Context) -> Tensor:
         """Keys and values in full, [B H T C]: fastest for many new tokens (eqs 10-18)."""
         a = self.shape
@@ -66,8 +97,7 @@ class LatentAttention(nn.Module):
     def _absorbed(self, q_nope: Tensor, q_rope: Tensor, past: Tensor, context: Context) -> Tensor:
         """One new token: W_UK moves into the query and W_UV behind the sum, so that the past stays latent."""
         a = self.shape
-        weight = self.kv_b.weight.view(a.n_heads, -1, a.kv_lora_rank)
-        w_uk, w_uv = weight.split([a.qk_nope_head_dim, a.v_head_dim], dim=1)
+        w_uk, w_uv = self._up_projections()
         q_latent = torch.bmm(q_nope.squeeze(2).transpose(0, 1), w_uk).transpose(0, 1)
         # All heads look at the same past: as rows of one product, for as a batch of products each would copy it.
         scores = torch.cat([q_latent, q_rope.squeeze(2)], dim=-1) @ past.mT

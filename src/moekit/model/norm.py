@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from moekit.kernels.norm import norm, norm_backward
+from moekit.kernels.norm import norm, norm_alone, norm_backward, norm_of_sum
 from moekit.tensors import Float, Tensor
 
 
@@ -18,7 +18,18 @@ class RMSNorm(nn.Module):
         self.epsilon = epsilon
 
     def forward(self, x: Float[Tensor, "*shape D"]) -> Float[Tensor, "*shape D"]:
+        if not torch.is_grad_enabled():
+            return norm_alone(x, self.weight, self.epsilon)
         return _RMSNorm.apply(x, self.weight, self.epsilon)
+
+    def of_sum(
+        self, x: Float[Tensor, "*shape D"], added: Float[Tensor, "*shape D"]
+    ) -> tuple[Float[Tensor, "*shape D"], Float[Tensor, "*shape D"]]:
+        """x + added, and the norm of that."""
+        if torch.is_grad_enabled() or self._forward_pre_hooks or self._forward_hooks:
+            total = x + added
+            return total, self(total)
+        return norm_of_sum(x, added, self.weight, self.epsilon)
 
 
 class _RMSNorm(torch.autograd.Function):

@@ -6,6 +6,7 @@ from typing import Literal, NamedTuple
 import torch
 
 from moekit.config.model import LinearConfig, Llama3Config, RopeConfig, YarnConfig
+from moekit.kernels.one_query import Turn
 from moekit.tensors import Float, Int, Tensor
 
 
@@ -32,6 +33,12 @@ def rotate(x: Float[Tensor, "B H S C"], by: Rotation) -> Float[Tensor, "B H S C"
     first, second = (x[..., 0::2], x[..., 1::2]) if by.layout == "interleaved" else x.chunk(2, dim=-1)
     cos, sin = by.cos.unsqueeze(-3).to(x.dtype), by.sin.unsqueeze(-3).to(x.dtype)
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+
+
+def turn(by: Rotation) -> Turn:
+    """The rotation of one new token in each sequence, as compiled attention takes it."""
+    half = by.cos.shape[-1]
+    return Turn(by.cos.view(-1, half), by.sin.view(-1, half), by.layout == "interleaved")
 
 
 def rotation_factor(config: RopeConfig) -> float:

@@ -90,8 +90,9 @@ class Transformer(nn.Module):
         context = self._context(ids, cache, mask)._replace(tasks=tasks, generator=generator)
         x = self.embedding(ids)
         routings = []
-        for index, layer in enumerate(self.layers):
-            x, routing = layer(x, context, None if cache is None else cache.layers[index])
+        caches = [None] * self.config.n_layers if cache is None else cache.layers
+        for layer, own in zip(self.layers, caches, strict=True):
+            x, routing = layer(x, context, own)
             if routing is not None:
                 routings.append(routing)
         return Hidden(self.norm(x), tuple(routings))

@@ -6,11 +6,13 @@ import torch
 from torch import nn
 
 from moekit.config.moe import MoEConfig
-from moekit.kernels.linear import Linear
+from moekit.kernels import few_rows
+from moekit.kernels.linear import Linear, in_one_call
 from moekit.moe.balance import active_rules, build_balance, selection_bias, selection_factor
 from moekit.moe.experts import Experts
 from moekit.moe.router import Router
 from moekit.moe.routing import Routing
+from moekit.moe.selection import SelectionRule
 from moekit.moe.stats import Observed, observe
 from moekit.moe.swiglu import SwiGLU
 from moekit.tensors import Bool, Float, Int, Tensor
@@ -58,8 +60,9 @@ class MoE(nn.Module):
         Hash routing needs the token `ids`, task routing the task of each sequence. In training, noise and chance come
         from `generator` (None: torch's default).
         """
-        tokens = x.reshape(-1, x.shape[-1])
-        n_sequences = max(tokens.shape[0] // x.shape[-2], 1) if x.dim() > 1 and x.shape[-2] else 1
+        shape = x.shape
+        tokens = x.reshape(-1, shape[-1])
+        n_sequences = max(tokens.shape[0] // shape[-2], 1) if len(shape) > 1 and shape[-2] else 1
         routing = self.router(
             tokens,
             selection_bias(self.balance),
@@ -70,8 +73,11 @@ class MoE(nn.Module):
             None if tasks is None else tasks.repeat_interleave(tokens.shape[0] // max(len(tasks), 1)),
             generator,
         )
-        y = self.router.rule.combine(tokens, routing, self.experts, generator)
-        return MoEOutput(self._with_shared(tokens, y, routing).view_as(x), routing)
+        y = self._in_one_call(tokens, routing)
+        if y is None:
+            y = self.router.rule.combine(tokens, routing, self.experts, generator)
+            y = self._with_shared(tokens, y, routing)
+        return MoEOutput(y.view_as(x), routing)
 
     def observe(self, routing: Routing) -> Observed:
         """What `after_step` and the figures of a step must know of one micro-batch."""
@@ -86,6 +92,22 @@ class MoE(nn.Module):
             self.router.rule.after_step(observed.rule)
         if self.router.capacity is not None:
             self.router.capacity.after_step(observed.load, observed.tokens)
+
+    def _in_one_call(self, x: Float[Tensor, "T D"], routing: Routing) -> Float[Tensor, "T D"] | None:
+        """What `combine` and `_with_shared` make of few tokens, in one parallel region; None where it is not for it.
+
+        The shared experts are one more block, to which every token comes with a weight of 1 or the gate's.
+        """
+        n, rule = x.shape[0], type(self.router.rule)
+        plain = rule.combine is SelectionRule.combine and not self.config.shared_average
+        if not plain or routing.served is not None or not in_one_call(x, n):
+            return None
+        blocks = self.experts.blocks(x, routing)
+        if blocks is not None and self.shared is not None:
+            places, gate = self.shared.places(x.dtype), self.shared_gate
+            weights = [1.0] * n if gate is None else torch.sigmoid(gate(x)).flatten().tolist()
+            blocks = None if places is None else [*blocks, (*places, range(n), weights)]
+        return None if blocks is None else few_rows.swiglu_of_few(x, blocks, x.dtype)
 
     def _with_shared(self, x: Float[Tensor, "T D"], y: Float[Tensor, "T D"], routing: Routing) -> Float[Tensor, "T D"]:
         if self.shared is None:

@@ -27,14 +27,14 @@ def weighted_sum(
     factors = weights.new_zeros(plan.n_rows + 1).index_copy_(0, plan.rows.view(-1), weights.detach().reshape(-1))
     shares = zip(used, plan.tokens.split(sizes), factors[:-1].split(sizes), strict=True)
     experts = [_expert(rows_of(expert), groups, tokens, own) for (expert, *_), tokens, own in shares] if used else []
-    return without_gradient(few_rows.swiglu(x.detach(), experts).to(x.dtype), x, weights)
+    return without_gradient(few_rows.swiglu(x.detach(), experts, x.dtype), x, weights)
 
 
 def swiglu(x: Float[Tensor, "*shape D"], gate_up: Tensor, down: Tensor, groups: Groups) -> Float[Tensor, "*shape D"]:
     """The feed-forward that every token passes, from the bytes of its two matrices."""
     tokens = x.detach().reshape(-1, x.shape[-1])
     everyone = _expert((gate_up, down), groups, torch.arange(len(tokens)), torch.ones(len(tokens)))
-    return without_gradient(few_rows.swiglu(tokens, [everyone]).to(x.dtype).view(x.shape), x)
+    return without_gradient(few_rows.swiglu(tokens, [everyone], x.dtype).view(x.shape), x)
 
 
 def _expert(rows: tuple[Tensor, Tensor], groups: Groups, tokens: Tensor, weights: Tensor) -> Expert:

@@ -1,5 +1,7 @@
 """The router: scores, a selection rule, and the capacities that its choice must keep."""
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import nn
 
@@ -33,7 +35,7 @@ class Router(nn.Module):
     ) -> Routing:
         """Route T tokens; for the arguments see `Tokens`. Logits, scores and weights are float32 in every model."""
         tokens = Tokens(x, bias, factor, mask, n_sequences, ids, tasks, generator)
-        with torch.autocast(tokens.x.device.type, enabled=False):
+        with _without_autocast(tokens.x.device.type):
             logits = self.rule.logits(tokens, self.centroids)
             found = self.rule.select(logits, tokens)
             experts, weights, scores, _, drawn = found
@@ -42,3 +44,8 @@ class Router(nn.Module):
                 return routing
             ranking = scores if found.ranking is None else found.ranking
             return self.capacity.limit(routing, ranking.detach(), tokens.generator)
+
+
+def _without_autocast(device: str) -> AbstractContextManager[object]:
+    """Switching off what is off already takes longer than a token's softmax."""
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()

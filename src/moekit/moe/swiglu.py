@@ -5,7 +5,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from moekit.kernels import experts as compiled
-from moekit.kernels.linear import Linear, reads_once
+from moekit.kernels import few_rows
+from moekit.kernels.few_rows import Place
+from moekit.kernels.linear import Linear, in_one_call, reads_once
 from moekit.moe import quantised
 from moekit.moe.compiled_block import CompiledBlock
 from moekit.moe.dispatch import everything
@@ -22,10 +24,14 @@ class SwiGLU(nn.Module):
         self.down = Linear(inner_width, width, bias=False)
 
     def forward(self, x: Float[Tensor, "*shape D"]) -> Float[Tensor, "*shape D"]:
+        rows = x.numel() // max(x.shape[-1], 1)
+        if in_one_call(x, rows) and (places := self.places(x.dtype)) is not None:
+            everyone = (*places, range(rows), [1.0] * rows)
+            return few_rows.swiglu_of_few(x.reshape(rows, -1), [everyone], x.dtype).view_as(x)
         groups = self.gate_up.groups
         if groups is not None and groups == self.down.groups:
             return quantised.swiglu(x, self.gate_up.weight, self.down.weight, groups)
-        if self._as_one_expert(x):
+        if self._as_one_expert(x, rows):
             tokens = x.reshape(-1, x.shape[-1])
             stacks = (self.gate_up.weight.unsqueeze(0), self.down.weight.unsqueeze(0))
             weights = torch.ones(len(tokens), 1)
@@ -33,11 +39,18 @@ class SwiGLU(nn.Module):
         gate, up = self.gate_up(x).chunk(2, dim=-1)
         return self.down(F.silu(gate) * up)
 
-    def _as_one_expert(self, x: Tensor) -> bool:
+    def places(self, dtype: torch.dtype) -> tuple[Place, Place] | None:
+        """Where the two matrices lie, for compiled code that takes this block and others in one call with rows of
+        `dtype`; None where that would not be the same."""
+        if self._forward_hooks or self._forward_pre_hooks:
+            return None
+        gate_up, down = self.gate_up.place(dtype), self.down.place(dtype)
+        return None if gate_up is None or down is None else (gate_up, down)
+
+    def _as_one_expert(self, x: Tensor, rows: int) -> bool:
         """Whether the compiled expert block computes the same: nothing is quantised or listens to the two products."""
         products = (self.gate_up, self.down)
         if any(each.groups is not None or each._forward_pre_hooks or each._forward_hooks for each in products):
             return False
-        rows = x.numel() // max(x.shape[-1], 1)
         few = reads_once(x, x, rows)
         return rows > 0 and not few and x.dtype == self.down.weight.dtype and compiled.computes(x, self.inner_width)

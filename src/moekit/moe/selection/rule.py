@@ -68,7 +68,7 @@ class SelectionRule(Float32State):
     def logits(self, tokens: Tokens, centroids: Float[Tensor, "L D"] | None) -> Float[Tensor, "T L"]:
         """Each token's affinity to each centroid (u . e_i in arXiv 2401.06066), float32 whatever the model's dtype."""
         assert centroids is not None
-        if reads_once(tokens.x, centroids, len(tokens.x)):
+        if reads_once(tokens.x, centroids, tokens.x.shape[0]):
             return few_rows.linear(tokens.x, centroids)
         return tokens.x.float() @ centroids.float().T
 

@@ -21,12 +21,14 @@ def select_top_k(rule: TopKRouting, top_k: int, logits: Float[Tensor, "T E"], to
     ranking = tokens.steered(scores)
     if rule.top_k_groups < rule.n_groups:
         ranking = within_best_groups(ranking, rule, top_k)
-    experts = ranking.topk(top_k, dim=-1).indices
-    late = rule.order == "top_k_then_score"
-    weights = score(rule, logits.gather(-1, experts)) if late else scores.gather(-1, experts)
+    best, experts = ranking.topk(top_k, dim=-1)
+    if rule.order == "top_k_then_score":
+        weights = score(rule, logits.gather(-1, experts))
+    else:
+        weights = best if ranking is scores else scores.gather(-1, experts)
     if rule.renormalise:
         weights = normalised(weights, rule.epsilon)
-    return Selection(experts, weights * rule.scale, scores, ranking)
+    return Selection(experts, weights if rule.scale == 1 else weights * rule.scale, scores, ranking)
 
 
 def score(rule: TopKRouting, logits: Float[Tensor, "T E"]) -> Float[Tensor, "T E"]:
