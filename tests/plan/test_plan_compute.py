@@ -1,3 +1,5 @@
+from collections.abc import Iterator
+
 import pytest
 import torch
 from hypothesis import given
@@ -9,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from moekit.config.codec import update
 from moekit.config.errors import ConfigError
 from moekit.config.model import ModelConfig
+from moekit.kernels.library import SWITCH, library
 from moekit.model.transformer import Transformer
 from moekit.plan.blueprint import Attention
 from moekit.plan.compute import compute, decode_score_flops, full_attention_flops, score_flops, visible
@@ -20,11 +23,21 @@ ATTENTIONS = {
 }
 
 
+@pytest.fixture
+def without_kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Torch counts its own products only."""
+    library.cache_clear()
+    monkeypatch.setenv(SWITCH, "1")
+    yield
+    library.cache_clear()
+
+
 def small(attention: str) -> ModelConfig:
     shape = {"vocab_size": 96, "width": 64, "n_layers": 3, "dense_width": 80, "attention": ATTENTIONS[attention]}
     return update(ModelConfig(), {**shape, "moe": {"n_routed": 8, "n_shared": 1, "top_k": 3, "expert_width": 24}})
 
 
+@pytest.mark.usefixtures("without_kernels")
 @pytest.mark.parametrize("attention", ["gqa", "mla"])
 def test_the_parts_sum_to_what_torch_counts_in_a_forward_pass(attention: str) -> None:
     """Short sequences compute whole score matrices, as full attention does; so few tokens need no rows of padding."""
@@ -36,6 +49,7 @@ def test_the_parts_sum_to_what_torch_counts_in_a_forward_pass(attention: str) ->
     assert counter.get_total_flops() == section.value("convention.full_attention") * length
 
 
+@pytest.mark.usefixtures("without_kernels")
 @pytest.mark.parametrize("attention", ["gqa", "mla"])
 def test_one_more_token_costs_what_torch_counts_with_a_cache(attention: str) -> None:
     config, length = small(attention), 12

@@ -54,9 +54,9 @@ MANY_WORDS = {
 }
 RUNS = {"latent": LATENT, "grouped": GROUPED, "many words": MANY_WORDS}
 GIVES_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-"""glibc then returns every freed block, so that resident memory is what tensors hold."""
+"""glibc then returns every freed block of a process that does not train."""
 LIBRARY = 50_000_000
-"""What torch holds besides tensors once text was generated: 30 to 65 MB."""
+"""What torch holds for long prompts beyond what it held for short ones: 30 to 65 MB."""
 
 pytestmark = [
     pytest.mark.slow,
@@ -90,14 +90,8 @@ def planned(run: RunConfig) -> Any:
 @pytest.mark.parametrize("name", RUNS)
 def test_a_training_step_takes_what_is_planned(name: str) -> None:
     section = planned(update(RunConfig(), RUNS[name]))
-    assert section.value("training.alive") == pytest.approx(peak({"run": RUNS[name]}, GIVES_BACK), rel=0.1)
-
-
-@pytest.mark.parametrize("name", RUNS)
-def test_glibc_as_it_is_comes_to_lie_between_the_two_figures(name: str) -> None:
-    section, measured = planned(update(RunConfig(), RUNS[name])), peak({"run": RUNS[name]}, {})
-    assert 0.9 * section.value("training.alive") < measured < 1.1 * section.value("training.without_reuse")
-    assert section.value("training.total") == pytest.approx(measured, rel=0.15)
+    measured = peak({"run": RUNS[name]}, {})
+    assert section.value("training.total") - section.value("library") == pytest.approx(measured, rel=0.1)
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -106,4 +100,4 @@ def test_generation_takes_what_is_planned(name: str) -> None:
     run, form = update(RunConfig(), {"model": model}), FORMATS[str(compute_dtype("auto", "cpu")).removeprefix("torch.")]
     section = memory(shape_of(run), parse_precision(form.name), form, 1028, 4)
     measured = peak({"run": {"model": model}, "prompt": [4, 1024]}, GIVES_BACK)
-    assert section.value("total") + LIBRARY == pytest.approx(measured, rel=0.1)
+    assert section.value("total") - section.value("library") + LIBRARY == pytest.approx(measured, rel=0.1)

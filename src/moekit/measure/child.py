@@ -11,10 +11,11 @@ import torch
 
 
 class Measured(NamedTuple):
-    """What the work returned, and the bytes it had at most in memory at a time."""
+    """What the work returned, the bytes it had at most in memory at a time, and what the process had before."""
 
     result: Any
     peak_bytes: int
+    library_bytes: int
 
 
 def in_child(work: Callable[..., Any], arguments: tuple[Any, ...], small: tuple[Any, ...]) -> Measured:
@@ -49,7 +50,7 @@ def _run(
         Path("/proc/self/clear_refs").write_text("5")
         before = memory_status("VmRSS")
         result = work(*arguments)
-        pipe.send(Measured(result, memory_status("VmHWM") - before))
+        pipe.send(Measured(result, memory_status("VmHWM") - before, before))
     except Exception as error:
         pipe.send(error)
 

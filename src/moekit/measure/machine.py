@@ -11,8 +11,12 @@ import torch.nn.functional as F
 
 from moekit.config.model import GQAConfig, MLAConfig, ModelConfig
 from moekit.kernels import few_rows
+from moekit.kernels.experts import LANES
 from moekit.measure.clock import least_seconds
-from moekit.plan.blueprint import Blueprint
+from moekit.measure.models import fill
+from moekit.moe.experts import Experts
+from moekit.moe.routing import Routing
+from moekit.plan.blueprint import Blueprint, Mixture
 from moekit.plan.devices import Device
 
 NAME = "this-machine"
@@ -57,27 +61,27 @@ def memory_bytes() -> int:
 def rate_for(blueprint: Blueprint, dtype: str, tokens: int, logits: int) -> float:
     """FLOP/s of all products of `blueprint` over `tokens` at once, each shape timed with the rows that it gets.
 
-    An expert gets its even share of the tokens, and with few rows its products are slower than large ones. The head
-    gets the `logits` tokens of which the next one is wanted.
+    The experts of a layer are timed together, as they are computed; each gets its even share of the tokens, and with
+    few rows its products are slower than large ones. The head gets the `logits` tokens whose next one is wanted.
     """
     flops, seconds, known = 0.0, 0.0, dict[tuple[int, ...], float]()
     for weight in blueprint.weights:
-        if weight.kind != "product" or not weight.active:
+        if weight.kind != "product" or not weight.active or weight.part == "routed":
             continue
         rows = logits if weight.part == "head" else tokens
-        if weight.part == "routed":
-            rows = max(round(tokens * weight.used / weight.count), 1)
         outer, inner = weight.shape
         if (rows, outer, inner) not in known:
             known[rows, outer, inner] = _product_seconds(rows, inner, outer, DTYPES[dtype])
-        times = weight.count if weight.part == "routed" else weight.used
-        flops += 2.0 * times * rows * weight.numel
-        seconds += times * known[rows, outer, inner]
+        flops += 2.0 * weight.used * rows * weight.numel
+        seconds += weight.used * known[rows, outer, inner]
+    for mixture in blueprint.mixtures:
+        flops += 2.0 * mixture.layers * tokens * mixture.top_k * mixture.expert
+        seconds += mixture.layers * _experts_seconds(mixture, blueprint.width, tokens, DTYPES[dtype])
     return flops / seconds
 
 
 def narrow(config: ModelConfig) -> ModelConfig:
-    """`config` with as many layers, heads and experts, all of them narrow."""
+    """`config` with as many layers and experts, all of them as narrow as compiled code for experts may be."""
     attention = config.attention
     if isinstance(attention, MLAConfig):
         sizes = {"kv_lora_rank": 8, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 8}
@@ -87,8 +91,8 @@ def narrow(config: ModelConfig) -> ModelConfig:
         assert isinstance(attention, GQAConfig)
         n_kv_heads = 2 if attention.n_kv_heads == attention.n_heads else 1
         attention = replace(attention, n_heads=2, n_kv_heads=n_kv_heads, head_dim=8)
-    moe = replace(config.moe, width=0, expert_width=8, shared_expert_width=0)
-    return replace(config, width=32, dense_width=8, vocab_size=32, attention=attention, moe=moe, mtp_depth=0)
+    moe = replace(config.moe, width=0, expert_width=LANES, shared_expert_width=0)
+    return replace(config, width=2 * LANES, dense_width=LANES, vocab_size=32, attention=attention, moe=moe, mtp_depth=0)
 
 
 def _read_bandwidth() -> float:
@@ -111,8 +115,10 @@ def vector_bandwidth(dtype: torch.dtype, n_bytes: int = READ_BYTES) -> float:
 
 
 def _product_rate(dtype: torch.dtype) -> float:
-    """FLOP/s of a large dense product."""
-    return 2 * SIDE**3 / _product_seconds(SIDE, SIDE, SIDE, dtype)
+    """FLOP/s of a large dense product, or of large experts where these are faster."""
+    product = 2 * SIDE**3 / _product_seconds(SIDE, SIDE, SIDE, dtype)
+    tokens, experts = SIDE, Mixture(1, 2, 1, 3 * SIDE * SIDE // 2, 0)
+    return max(product, 2 * tokens * experts.expert / _experts_seconds(experts, SIDE, tokens, dtype))
 
 
 def _product_seconds(rows: int, inner: int, outer: int, dtype: torch.dtype) -> float:
@@ -122,3 +128,16 @@ def _product_seconds(rows: int, inner: int, outer: int, dtype: torch.dtype) -> f
     """
     x, matrix = torch.randn(rows, inner).to(dtype), torch.randn(outer, inner).to(dtype)
     return least_seconds(lambda: F.linear(x, matrix), 5, warm=2)
+
+
+@torch.no_grad()
+def _experts_seconds(mixture: Mixture, width: int, tokens: int, dtype: torch.dtype) -> float:
+    """Least seconds of one layer's experts, each with its even share of `tokens`."""
+    experts = Experts(mixture.n_routed, width, mixture.expert // (3 * width)).to(dtype)
+    fill(experts)
+    taken = torch.arange(tokens * mixture.top_k).view(tokens, -1) % mixture.n_routed
+    weights = torch.full(taken.shape, 1 / mixture.top_k)
+    scores = torch.zeros(tokens, mixture.n_routed)
+    x, routing = torch.randn(tokens, width).to(dtype), Routing(taken, weights, scores, scores)
+    plan = experts.plan(x, routing)
+    return least_seconds(lambda: experts(x, weights, plan), 5, warm=2)

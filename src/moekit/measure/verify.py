@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from moekit.config.model import ModelConfig
-from moekit.measure.child import in_child
+from moekit.measure.child import Measured, in_child
 from moekit.measure.machine import narrow, rate_for
 from moekit.measure.shrink import parameters, shrunk
 from moekit.measure.workloads import generate_text, train_steps
@@ -47,8 +47,10 @@ def verify(
     figures = (*generated, *_training(trained, name, device, dtype, size))
     notes = (
         f"generated with {describe(small)}; trained: {describe(trained)}; weights are random",
-        "launching is measured by the same work on the same model with all widths small; prefill takes the rate of "
-        "products with as many rows as experts get",
+        "launching is measured by the same work on the same model with all widths small; prefill takes the time of "
+        "products and blocks of experts with as many rows as they get",
+        "memory is that of the whole process; the library's share is what the process held after the same work on the "
+        "model with all widths small",
     )
     return Section("verify", "Predicted and measured on this machine", figures, notes)
 
@@ -73,7 +75,7 @@ def compared(
 
 def _generation(config: ModelConfig, name: str, device: Device, dtype: str, size: Size) -> tuple[Figure, ...]:
     blueprint, precision, kv = blueprint_of(config, name, ""), parse_precision(dtype), FORMATS[dtype]
-    found = in_child(generate_text, (config, dtype, *size, NEW), (narrow(config), dtype, 1, 8, 2, 1))
+    found = in_child(generate_text, (config, dtype, *size, NEW), (narrow(config), dtype, *size, NEW))
     launching = generate_text(narrow(config), dtype, *size, NEW)
     rates = {**device.rates, dtype: rate_for(blueprint, dtype, size.batch * size.length, size.batch)}
     tokens = {"decode": size.batch, "prefill": size.batch * size.length}
@@ -89,13 +91,27 @@ def _generation(config: ModelConfig, name: str, device: Device, dtype: str, size
     return (
         *compared("decode", "decode", decode, found.result.decode, "tokens/s", "an upper bound"),
         *compared("prefill", "prefill", prefill, found.result.prefill, "tokens/s", "an upper bound"),
-        *compared("generation_memory", "memory of generation", whole.value("total"), found.peak_bytes, "B"),
+        *_memory("generation_memory", "memory of generation", whole, "total", found),
     )
+
+
+def _memory(key: str, label: str, plan: Section, total: str, found: Measured) -> tuple[Figure, ...]:
+    """The whole process, and the library's share of it, which is measured."""
+    share = found.library_bytes
+    beside, measured = _number(plan, total) - _number(plan, "library"), found.peak_bytes + share
+    of_it = Figure(f"{key}.library", f"{label}, the library's share in both", share, "B")
+    return (of_it, *compared(key, label, beside + share, measured, "B"))
+
+
+def _number(plan: Section, key: str) -> int:
+    value = plan.value(key)
+    assert isinstance(value, int)
+    return value
 
 
 def _training(config: ModelConfig, name: str, device: Device, dtype: str, size: Size) -> tuple[Figure, ...]:
     blueprint, precision, kv = blueprint_of(config, name, ""), parse_precision(dtype), FORMATS[dtype]
-    found = in_child(train_steps, (config, dtype, "muon", *size), (narrow(config), dtype, "muon", 1, 8, 1))
+    found = in_child(train_steps, (config, dtype, "muon", *size), (narrow(config), dtype, "muon", *size, 1))
     bound = speed(blueprint, precision, kv, size.length, size.batch, size.length, device, 1)
     how = Training(size.batch, size.length, "muon", FORMATS[dtype])
     whole = memory(blueprint, precision, kv, size.length, size.batch, how, Layout())
@@ -106,5 +122,5 @@ def _training(config: ModelConfig, name: str, device: Device, dtype: str, size: 
     note = "an upper bound: products of the model and of Muon at the machine's rate, and launching"
     return (
         *compared("training", "training", predicted, found.result, "tokens/s", note),
-        *compared("training_memory", "memory of training", whole.value("training.total"), found.peak_bytes, "B"),
+        *_memory("training_memory", "memory of training", whole, "training.total", found),
     )

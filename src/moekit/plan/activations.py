@@ -1,15 +1,20 @@
 """What moekit keeps of a forward pass for the backward, and what it holds for a moment, in bytes.
 
-Derived from the code: each term is a tensor that autograd or a gradient of our own saves. Rotation tables, the panels
-that fill up experts' rows (about 2 %) and masks are left out.
+Derived from the code: each term is a tensor that autograd or a gradient of our own saves. Planned for a CPU on which
+moekit's compiled kernels run (AVX512 with BF16): without them, experts, SwiGLU and attention keep more. Rotation tables
+and masks are left out.
 """
 
 from typing import NamedTuple
 
 from moekit.plan.blueprint import Attention, Blueprint, Mixture
+from moekit.plan.experts import distinct_experts
 
-SHORT = 512
-"""Up to this length, attention in bfloat16 on a CPU keeps whole score matrices."""
+LANES = 16
+"""The compiled expert block fills up each expert's rows to a multiple of it."""
+
+GROUP = 16 << 20
+"""Bytes of experts' rows after which that block adds them up."""
 
 CHUNK = 512
 """Rows of logits that the loss forms at a time."""
@@ -46,9 +51,9 @@ def saved_by_layers(blueprint: Blueprint, batch: Batch) -> int:
     rank = compressed_queries(blueprint)
     attention = sum(a.layers * saved_by_attention(a, rank, batch) for a in blueprint.attentions)
     mixtures = sum(m.layers * saved_by_mixture(m, d, batch) for m in blueprint.mixtures)
-    # Gate and up, silu(gate), and their product.
-    dense = 4 * dense_widths(blueprint) * b
-    return attention + mixtures + dense + blueprint.layers * _saved_by_norms(d, b)
+    # Gate and up.
+    dense = 2 * dense_widths(blueprint) * b
+    return attention + mixtures + dense + blueprint.layers * _saved_by_norms(d, b) + _saved_by_head_norms(blueprint, b)
 
 
 def _saved_by_module(blueprint: Blueprint, batch: Batch) -> int:
@@ -57,12 +62,19 @@ def _saved_by_module(blueprint: Blueprint, batch: Batch) -> int:
     attention = saved_by_attention(blueprint.attentions[-1], compressed_queries(blueprint), batch)
     if blueprint.mixtures:
         return attention + saved_by_mixture(blueprint.mixtures[-1], d, batch) + _saved_by_norms(d, b)
-    return attention + 4 * dense_widths(blueprint) * b // dense_layers(blueprint) + _saved_by_norms(d, b)
+    return attention + 2 * dense_widths(blueprint) * b // dense_layers(blueprint) + _saved_by_norms(d, b)
 
 
 def _saved_by_norms(width: int, number: int) -> int:
     """Two norms of a block: x / rms(x), the output, and the factor in float32."""
     return 2 * (2 * width * number + 4)
+
+
+def _saved_by_head_norms(blueprint: Blueprint, number: int) -> int:
+    """Norms of queries and keys, where there are any: x / rms(x) of all heads, and at most a factor for each."""
+    if not any(w.name == "query norm" for w in blueprint.weights):
+        return 0
+    return sum(a.layers * (a.n_heads + a.n_kv_heads) * (a.qk_dim * number + 4) for a in blueprint.attentions)
 
 
 def saved_by_attention(attention: Attention, compressed: int, batch: Batch) -> int:
@@ -72,12 +84,17 @@ def saved_by_attention(attention: Attention, compressed: int, batch: Batch) -> i
     """
     a, b = attention, batch.width
     norms = sum(2 * rank * b + 4 for rank in (compressed, a.latent) if rank)
-    if batch.length <= SHORT and b == 2:
-        core = (2 * a.qk_dim + a.v_dim + batch.length) * b
-    else:
-        # The fused kernel keeps queries, keys, values and its output, padded to one width, and a log-sum-exp.
-        core = 4 * max(a.qk_dim, a.v_dim) * b + 4
-    return norms + a.n_heads * (core + a.v_dim * b)
+    # Queries, keys, values, the output, which the next product reads, and the logarithm of a sum. The fused kernel that
+    # runs in float32 keeps them padded to one width; the next product then reads a copy of the output.
+    numbers = 2 * a.qk_dim + _values(a) if b == 2 else 4 * max(a.qk_dim, a.v_dim)
+    core = (numbers + a.v_dim) * b + 4
+    return norms + a.n_heads * core
+
+
+def _values(attention: Attention) -> int:
+    """Width of a head's values as they are kept: MLA's are a view of keys and values that come from one product."""
+    a = attention
+    return a.qk_dim - a.rotary + a.v_dim if a.latent else a.v_dim
 
 
 def saved_by_mixture(mixture: Mixture, width: int, batch: Batch) -> int:
@@ -85,35 +102,55 @@ def saved_by_mixture(mixture: Mixture, width: int, batch: Batch) -> int:
     b = batch.width
     router = (4 * width if b == 2 else 0) + 8 * mixture.n_routed
     places = 32 * mixture.top_k
-    return router + places + (2 * mixture.top_k * inner(mixture.expert, width) + 4 * inner(mixture.shared, width)) * b
+    rows = filled_rows(mixture, batch.tokens) / batch.tokens
+    return router + places + round(2 * (rows * inner(mixture.expert, width) + inner(mixture.shared, width)) * b)
+
+
+def filled_rows(mixture: Mixture, tokens: int) -> float:
+    """Rows of one layer's experts, those of each expert filled up: by half of `LANES` less one on average."""
+    used = distinct_experts(mixture.n_routed, mixture.top_k, tokens)
+    return used * max(tokens * mixture.top_k / used + (LANES - 1) / 2, LANES)
 
 
 def loss_peak(blueprint: Blueprint, batch: Batch) -> int:
-    """Bytes that the loss holds for a moment: the head's gradient in float32, and the numbers of a chunk's logits.
-
-    Logits, the same in float32, and their log-softmax; from the second chunk on also the last one's probabilities and
-    their rounding. In float32 nothing is converted or rounded.
+    """Bytes that the loss holds for a moment: the head's gradient as summed in float32, a chunk's share of it, the sum
+    rounded, a chunk's logits, and the states' gradient in chunks and whole. In float32 nothing is rounded, and a single
+    chunk is the sum.
     """
-    rows, rounded = min(CHUNK, batch.tokens), batch.width == 2
-    chunk = 2 + 4 + 4 if rounded else 4 + 4
-    previous = (4 + 2 if rounded else 4) if batch.tokens > CHUNK else 0
-    return blueprint.vocab_size * (4 * blueprint.width + rows * (chunk + previous))
+    b, one = batch.width, batch.tokens <= CHUNK
+    head = 4 + 2 + 2 if b == 2 else 4 if one else 4 + 4
+    logits = blueprint.vocab_size * min(CHUNK, batch.tokens) * b
+    return blueprint.vocab_size * blueprint.width * head + logits + batch.tokens * blueprint.width * b
 
 
 def backward_peak(blueprint: Blueprint, batch: Batch) -> int:
-    """Bytes that the backward of the largest block holds for a moment, without the gradients of weights."""
+    """Bytes that the backward of the largest block holds for a moment, without the gradients of weights.
+
+    Three gradients of the residual stream's size, with the experts' (products of gate and up, the rows of a group of
+    experts, the sum of groups), a dense block's, or attention's (of queries, keys, values, heads and what they came
+    from).
+    """
     d, b = blueprint.width, batch.width
-    mixture = max((m.top_k * (5 * inner(m.expert, d) + 2 * d) for m in blueprint.mixtures), default=0)
+    experts = max((_experts_backward(m, d, batch) for m in blueprint.mixtures), default=0)
     layers = dense_layers(blueprint)
-    dense = 4 * dense_widths(blueprint) // layers if layers else 0
-    return batch.tokens * b * (max(mixture, dense) + 2 * d)
+    dense = batch.tokens * b * dense_widths(blueprint) // layers if layers else 0
+    heads = max((a.n_heads * (3 * a.qk_dim + 2 * a.v_dim + _values(a)) for a in blueprint.attentions), default=0)
+    return 3 * batch.tokens * d * b + max(experts, dense, batch.tokens * b * heads)
+
+
+def _experts_backward(mixture: Mixture, width: int, batch: Batch) -> int:
+    rows = mixture.top_k * batch.tokens * width * batch.width
+    sums = batch.tokens * width * 4 if rows > GROUP else 0
+    inners = filled_rows(mixture, batch.tokens) * inner(mixture.expert, width) * batch.width
+    return round(inners) + min(rows, GROUP) + sums
 
 
 def working_set(blueprint: Blueprint, tokens: int, width: int) -> int:
     """Bytes that a forward pass of `tokens` without gradients holds at its largest block, in numbers of `width` bytes.
 
     The residual stream and its norm, with the experts' rows (gate, up, their product, and the result), or a dense block
-    (gate, up, silu, product), or attention's padded operands, whichever is more.
+    (gate, up, silu, product), or attention's padded operands, whichever is more: as torch computes them; compiled
+    blocks need less of it, and hold buffers of their own.
     """
     d = blueprint.width
     mixture = max((m.top_k * (3 * inner(m.expert, d) + d) for m in blueprint.mixtures), default=0)

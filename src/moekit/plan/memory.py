@@ -8,7 +8,7 @@ from moekit.plan.compute import check_sizes
 from moekit.plan.figure import Figure, Section
 from moekit.plan.layout import Layout
 from moekit.plan.precision import Format, Precision
-from moekit.plan.training import Training, training_figures, training_on_device
+from moekit.plan.training import LIBRARY, Training, training_figures, training_on_device
 
 __all__ = ["Layout", "Training", "cache_bytes", "kv_cache", "memory", "stored_bytes", "working_bytes"]
 
@@ -101,14 +101,15 @@ def memory(
         Figure("kv_cache", "cache", cache, "B", "sequences x tokens x bytes", "", f"{kv.name}, see the cache"),
         _working("prompt", "working set, prompt at once", prompt, context * batch),
         _working("decode", "working set, one more token", decode, batch),
+        Figure("library", "library", LIBRARY, "B", note="what a process holds before any model, measured on a CPU"),
         Figure(
             "total",
             "inference",
-            weights + cache + prompt,
+            weights + cache + prompt + LIBRARY,
             "B",
-            "weights + cache + working set of the prompt",
-            f"{weights:,} + {cache:,} + {prompt:,}",
-            "the prompt is read at once; torch itself takes some 50 MB more on a CPU",
+            "weights + cache + working set of the prompt + library",
+            f"{weights:,} + {cache:,} + {prompt:,} + {LIBRARY:,}",
+            "what a process takes on a CPU; the prompt is read at once",
         ),
     ]
     if training is not None:
