@@ -14,7 +14,7 @@ from moekit.cli.main import VERBS, main
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text("utf-8")
 QUICK = "--train.steps 2 --train.batch 2 --train.validate-every 2 --data.valid-bytes 4000"
-SHORTER = {"train": QUICK, "sweep": f"{QUICK} --only none switch"}
+SHORTER = {"train": QUICK, "sweep": f"{QUICK} --only none switch", "bench": "--quick --peer transformers"}
 
 
 def commands() -> list[list[str]]:
@@ -57,12 +57,14 @@ def test_the_python_runs(folder: Path) -> None:
     assert result.returncode == 0, result.stderr
 
 
-@pytest.mark.parametrize("page", ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "docs/traps.md", "docs/rules.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "docs/traps.md", "docs/rules.md", "docs/speed.md"]
+)
 def test_every_link_and_file_a_page_names_exists(page: str) -> None:
     text = (ROOT / page).read_text("utf-8")
     for link in re.findall(r"\]\(([^)#]+)\)", text):
         assert (ROOT / link).exists(), link
-    for name in re.findall(r"`((?:moe|train|config|model|data|checkpoint)/[\w/]+\.py)`", text):
+    for name in re.findall(r"`((?:moe|train|config|model|data|checkpoint|kernels)/[\w/]+\.py)`", text):
         assert (ROOT / "src/moekit" / name).is_file(), name
 
 
