@@ -136,9 +136,9 @@ void down(std::vector<Work> &works, Span columns, const uint8_t *after, float *y
         Work &work = works[b];
         const Matrix &m = work.down;
         const uint8_t *then = b + 1 < works.size() ? works[b + 1].down.rows + columns.begin * works[b + 1].down.stride : after;
-        rows_of(m, level, work.inner, columns.begin, columns.end, then, &work.outs[columns.begin], width);
+        rows_of(m, level, work.inner, columns.begin, columns.end, then, work.outs.data() + columns.begin, width);
         for (int64_t r = 0; r < work.x.n; r++) {
-            const float weight = work.block->weights[r], *found = &work.outs[r * width];
+            const float weight = work.block->weights[r], *found = work.outs.data() + r * width;
             float *to = y + work.block->tokens[r] * width;
             for (int64_t o = columns.begin; o < columns.end; o++) to[o] += weight * found[o];
         }
