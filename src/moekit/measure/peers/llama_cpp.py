@@ -2,7 +2,7 @@
 
 Knows no torch, so that such a process starts as fast as it can."""
 
-import ctypes
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,10 +25,9 @@ class Opened:
         import llama_cpp as llama  # noqa: PLC0415 - optional
 
         self.llama: Any = llama
-        # Kept, because llama.cpp holds the address.
-        self.quiet = llama.llama_log_callback(lambda *_: None)
+        # Not by a callback of our own: llama.cpp would keep its address for longer than it lives.
+        logging.getLogger("llama-cpp-python").setLevel(logging.CRITICAL)
         llama.llama_backend_init()
-        llama.llama_log_set(self.quiet, ctypes.c_void_p(0))
         settings = llama.llama_model_default_params()
         settings.n_gpu_layers = 0
         self.model = llama.llama_model_load_from_file(str(path).encode(), settings)
