@@ -6,13 +6,14 @@ from measured_work import die, fail, hold
 
 from moekit.config.presets.load import load_run, preset_names
 from moekit.measure.child import in_child
-from moekit.measure.machine import memory_bytes, narrow, rate_for
+from moekit.measure.machine import narrow, rate_for
 from moekit.measure.models import random_model
 from moekit.measure.shrink import parameters, shrunk
 from moekit.measure.verify import Size, compared, verify
 from moekit.measure.workloads import generate_text, train_steps
 from moekit.plan.devices import Device
 from moekit.plan.from_config import blueprint_of
+from moekit.tensors.memory import memory_bytes
 
 MACHINE = Device("here", "cpu", 10**10, 10e9, {"float32": 1e11, "bfloat16": 1e11}, {}, 1, 0.0, "made up", "2026-01-01")
 

@@ -11,6 +11,7 @@ import torch
 from moekit.checkpoint.header import Stored
 from moekit.config.errors import InputError
 from moekit.tensors import Tensor
+from moekit.tensors.memory import map_huge_pages, memory_bytes
 
 TORCH = {
     "F64": torch.float64,
@@ -52,6 +53,10 @@ class Weights:
             else:
                 found.append((stored.start, stored.stop))
         self._windows = {file: [_window(file, *span) for span in found] for file, found in spans.items()}
+        windows = [window for found in self._windows.values() for window in found]
+        # A huge page brings along what lies beside a tensor: right where all of it has room.
+        has_room = sum(window.stop - window.start for window in windows) < memory_bytes()
+        self._huge = has_room and map_huge_pages([window.memory for window in windows])
 
     def read(self, stored: Stored) -> Tensor:
         """The tensor as it is stored."""
@@ -73,7 +78,8 @@ class Weights:
             return None
         begin = first.start - window.start
         page = begin % mmap.ALLOCATIONGRANULARITY
-        window.memory.madvise(mmap.MADV_WILLNEED, begin - page, last.stop - first.start + page)
+        if not self._huge:
+            window.memory.madvise(mmap.MADV_WILLNEED, begin - page, last.stop - first.start + page)
         return torch.frombuffer(window.memory, dtype=TORCH[first.dtype], count=count, offset=begin)
 
 

@@ -1,10 +1,8 @@
 """The limits of this machine: memory, read bandwidth, rate of dense products, time to launch a layer."""
 
 import datetime
-import os
 import platform
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +16,7 @@ from moekit.moe.experts import Experts
 from moekit.moe.routing import Routing
 from moekit.plan.blueprint import Blueprint, Mixture
 from moekit.plan.devices import Device
+from moekit.tensors.memory import memory_bytes
 
 NAME = "this-machine"
 
@@ -48,14 +47,6 @@ def this_machine(dtype: str) -> Device:
     )
     now = datetime.datetime.now(datetime.UTC).date().isoformat()
     return Device(NAME, "cpu", memory_bytes(), reading, rates, {}, 1, 0.0, source, now)
-
-
-def memory_bytes() -> int:
-    """Memory that this process may use: the machine's, or less where its control group says so."""
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limit = Path("/sys/fs/cgroup/memory.max")
-    text = limit.read_text().strip() if limit.is_file() else "max"
-    return min(total, int(text)) if text.isdecimal() else total
 
 
 def rate_for(blueprint: Blueprint, dtype: str, tokens: int, logits: int) -> float:

@@ -13,8 +13,9 @@ from moekit.kernels.library import library
 from moekit.measure.bench.limits import dense_product, reading
 from moekit.measure.bench.setting import Setting
 from moekit.measure.bench.turns import take_turns
-from moekit.measure.machine import memory_bytes, vector_bandwidth
+from moekit.measure.machine import vector_bandwidth
 from moekit.measure.peers.installed import PEERS, found_version
+from moekit.tensors.memory import memory_bytes
 
 FLAGS = ("avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
 """Instructions that decide how fast products are."""
