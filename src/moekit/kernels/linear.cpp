@@ -10,6 +10,7 @@ namespace {
 
 constexpr int64_t TOGETHER = 16;  // rows whose products are stored together: a line of each row of y
 constexpr int64_t LEAST = 16384;  // bytes of a matrix below which a thread takes no part of its own
+constexpr int64_t OUTER = 64;     // rows of a second matrix that a thread takes at least
 
 int best_level() {
     __builtin_cpu_init();
@@ -130,19 +131,25 @@ void gate_and_up(std::vector<Work> &works, Span span, const uint8_t *after, int 
     }
 }
 
-// Columns of y.
-void down(std::vector<Work> &works, Span columns, const uint8_t *after, float *y, int64_t width, int level) {
-    for (size_t b = 0; b < works.size(); b++) {
+// Rows of the second matrices, in stretches of OUTER; `span` counts those of all blocks, one after the other.
+void down(std::vector<Work> &works, Span span, const uint8_t *after, int64_t width, int level) {
+    const int64_t each = rounded_up(width, OUTER) / OUTER;
+    for (int64_t b = span.begin / each; b * each < span.end; b++) {
         Work &work = works[b];
-        const Matrix &m = work.down;
-        const uint8_t *then = b + 1 < works.size() ? works[b + 1].down.rows + columns.begin * works[b + 1].down.stride : after;
-        rows_of(m, level, work.inner, columns.begin, columns.end, then, work.outs.data() + columns.begin, width);
+        const int64_t first = std::max(span.begin - b * each, int64_t(0)), last = std::min(span.end - b * each, each);
+        const uint8_t *then = last < span.end - b * each ? works[b + 1].down.rows : after;
+        rows_of(work.down, level, work.inner, first * OUTER, std::min(last * OUTER, width), then, &work.outs[first * OUTER], width);
+    }
+}
+
+// y += what the blocks found for it, in their order whatever the threads.
+void combine(const std::vector<Work> &works, Span columns, float *y, int64_t width) {
+    for (const Work &work : works)
         for (int64_t r = 0; r < work.x.n; r++) {
-            const float weight = work.block->weights[r], *found = work.outs.data() + r * width;
+            const float weight = work.block->weights[r], *found = &work.outs[r * width];
             float *to = y + work.block->tokens[r] * width;
             for (int64_t o = columns.begin; o < columns.end; o++) to[o] += weight * found[o];
         }
-    }
 }
 
 // Calls work(span, the span after it) for the spans that this thread gets, of which `span` is the first.
@@ -157,30 +164,65 @@ template <class Do> void in_turn(Turns &turns, Span span, Do work) {
 // All blocks with few rows, in one parallel region.
 void swiglu_by_rows(const std::vector<Block> &blocks, const float *x, int64_t width, float *y, int threads, int level) {
     std::vector<Work> works = works_for(blocks, x, width);
-    const int64_t unit = 16, units = works.back().first + works.back().units();
-    Turns inner(units, threads), outer(rounded_up(width, unit) / unit, threads);
+    const int64_t units = works.back().first + works.back().units(), each = rounded_up(width, OUTER) / OUTER;
+    Turns inner(units, threads), outer(each * int64_t(works.size()), threads);
     const auto gate_at = [&](int64_t which) {
         const Work *work = &works.back();
         while (which < work->first) work--;
         return work->gate_at(which);
     };
-    const auto down_at = [&](int64_t which) { return works[0].down.rows + which * unit * works[0].down.stride; };
+    const auto down_at = [&](const Span &span) {
+        const Matrix &m = works[std::min(span.begin / each, int64_t(works.size()) - 1)].down;
+        return any(span) ? m.rows + span.begin % each * OUTER * m.stride : nullptr;
+    };
 #pragma omp parallel num_threads(threads)
     {
         const Span first = outer.next();
         in_turn(inner, inner.next(), [&](Span span, Span following) {
-            const uint8_t *then = any(first) ? down_at(first.begin) : nullptr;
-            gate_and_up(works, span, any(following) ? gate_at(following.begin) : then, level);
+            gate_and_up(works, span, any(following) ? gate_at(following.begin) : down_at(first), level);
         });
 #pragma omp barrier
-        in_turn(outer, first, [&](Span span, Span following) {
-            const Span columns = {span.begin * unit, std::min(span.end * unit, width)};
-            down(works, columns, any(following) ? down_at(following.begin) : nullptr, y, width, level);
-        });
+        in_turn(outer, first, [&](Span span, Span following) { down(works, span, down_at(following), width, level); });
+#pragma omp barrier
+#pragma omp for schedule(static)
+        for (int64_t line = 0; line < rounded_up(width, 16) / 16; line++)
+            combine(works, {line * 16, std::min(line * 16 + 16, width)}, y, width);
     }
 }
 
 bool in_tiles(const Matrix &matrix, int64_t n, int level) { return level >= 2 && n > FEW && matrix.bits != 16; }
+
+// A product of all rows of x. A unit is a stretch of the matrix; `first` is its first among those of all products.
+struct Product {
+    const Matrix *matrix;
+    const Rows *x;
+    float *y;
+    int64_t unit, first, units;
+
+    const uint8_t *at(int64_t which) const { return matrix->rows + (which - first) * unit * matrix->stride; }
+};
+
+// Products in one parallel region, as one stream.
+void linear_by_rows(std::vector<Product> &products, int threads, int level) {
+    const Product &final = products.back();
+    Turns turns(final.first + final.units, threads);
+#pragma omp parallel num_threads(threads)
+    in_turn(turns, turns.next(), [&](Span span, Span following) {
+        const Product *product = products.data();
+        for (; span.begin < span.end; product++) {
+            const int64_t last = std::min(span.end, product->first + product->units);
+            if (span.begin >= last) continue;
+            const Matrix &m = *product->matrix;
+            const int64_t begin = (span.begin - product->first) * product->unit;
+            const int64_t end = std::min((last - product->first) * product->unit, m.out);
+            const Product *then = product;
+            while (any(following) && following.begin >= then->first + then->units) then++;
+            const uint8_t *after = last < span.end ? product[1].at(product[1].first) : any(following) ? then->at(following.begin) : nullptr;
+            rows_of(m, level, *product->x, begin, end, after, product->y + begin, m.out);
+            span.begin = last;
+        }
+    });
+}
 
 }  // namespace
 }  // namespace rows
@@ -191,21 +233,33 @@ extern "C" {
 
 int moekit_level() { return best_level(); }
 
+// ys[i][t] = matrices[i] x[t] for n rows of float32. A row is rounded once for neighbours that want it alike.
+void moekit_linears(const moekit_matrix *const *matrices, float *const *ys, int64_t count, const float *x, int64_t n,
+                    int threads, int level) {
+    std::vector<Rows> rounded(count);
+    std::vector<Product> products;
+    const Rows *alike = nullptr;
+    for (int64_t i = 0; i < count; i++) {
+        const Matrix &m = *matrices[i];
+        if (in_tiles(m, n, level)) {
+            linear_in_tiles(m, x, n, ys[i], threads);
+            continue;
+        }
+        if (!alike || alike->bits != m.bits || alike->group != (m.bits == 16 ? 0 : m.group)) {
+            rounded[i].shape(n, m.in, m.bits, m.group);
+            for (int64_t r = 0; r < n; r++) rounded[i].put(r, x + r * m.in, 0, m.in);
+            alike = &rounded[i];
+        }
+        const int64_t unit = rounded_up(std::max<int64_t>(LEAST / std::max<int64_t>(m.stride, 1), 1), 8);
+        const int64_t first = products.empty() ? 0 : products.back().first + products.back().units;
+        if (m.out) products.push_back({&m, alike, ys[i], unit, first, rounded_up(m.out, unit) / unit});
+    }
+    if (!products.empty()) linear_by_rows(products, threads, level);
+}
+
 // y[t] = matrix x[t] for n rows of float32.
 void moekit_linear(const moekit_matrix *matrix, const float *x, int64_t n, float *y, int threads, int level) {
-    const Matrix &m = *matrix;
-    if (in_tiles(m, n, level)) return linear_in_tiles(m, x, n, y, threads);
-    Rows all;
-    all.shape(n, m.in, m.bits, m.group);
-    for (int64_t r = 0; r < n; r++) all.put(r, x + r * m.in, 0, m.in);
-    const int64_t unit = rounded_up(std::max<int64_t>(LEAST / std::max<int64_t>(m.stride, 1), 1), 8);
-    Turns turns(rounded_up(m.out, unit) / unit, threads);
-#pragma omp parallel num_threads(threads)
-    in_turn(turns, turns.next(), [&](Span span, Span following) {
-        const int64_t begin = span.begin * unit, end = std::min(span.end * unit, m.out);
-        const uint8_t *after = any(following) ? m.rows + following.begin * unit * m.stride : nullptr;
-        rows_of(m, level, all, begin, end, after, y + begin, m.out);
-    });
+    moekit_linears(&matrix, &y, 1, x, n, threads, level);
 }
 
 // y[t] += sum over the blocks that t comes to of weight * down (silu(gate x[t]) * up x[t]).

@@ -78,7 +78,7 @@ AVX2 void dot_avx2(const Matrix &m, const uint8_t *row, const uint8_t *ahead, co
         for (int r = 0; r < N; r++) rest[r] += least * x.sum[(first + r) * x.groups + g];
     }
     for (int64_t i = 0; i < bytes; i += 32) {
-        _mm_prefetch((const char *)(numbers + i + (ahead - row)), _MM_HINT_T0);
+        _mm_prefetch((const char *)(numbers + i + (ahead - row)), _MM_HINT_NTA);
         // 16 bytes of a group of 32 may end a row.
         const __m256i w = bytes - i >= 32 ? _mm256_loadu_si256((const __m256i *)(numbers + i))
                                           : _mm256_zextsi128_si256(_mm_loadu_si128((const __m128i *)(numbers + i)));
@@ -132,7 +132,7 @@ AVX512 inline void add_groups(__m512 *total, const __m512 *factor, const uint8_t
         __m512i sums[N];
         for (int r = 0; r < N; r++) sums[r] = _mm512_setzero_si512();
         for (int j = 0; j < BLOCK; j += STEP) {
-            _mm_prefetch((const char *)(numbers + asked), _MM_HINT_T0);
+            _mm_prefetch((const char *)(numbers + asked), _MM_HINT_NTA);
             const bool full = WHOLE || BLOCK == GROUP || left - i - j >= STEP;
             const __m512i bytes = full ? _mm512_loadu_si512(numbers) :
                                          _mm512_maskz_loadu_epi8(first_bytes((left - i - j) * BITS / 8), numbers);
@@ -156,7 +156,7 @@ AVX512 void dot_avx512(const Matrix &m, const uint8_t *row, const uint8_t *ahead
     for (int r = 0; r < N; r++) total[r] = _mm512_setzero_ps();
     // 16 groups at a time: their factors stay in registers, because what was just stored is slow to load in pieces.
     for (int64_t g = 0; g < groups; g += 16) {
-        _mm_prefetch((const char *)(ahead + 4 * g), _MM_HINT_T0);
+        _mm_prefetch((const char *)(ahead + 4 * g), _MM_HINT_NTA);
         const __m512i both = _mm512_maskz_loadu_epi32(first_lanes(groups - g), row + 4 * g);
         const __m512 scale = _mm512_cvtph_ps(_mm512_cvtepi32_epi16(both));
         const __m512 least = _mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_srli_epi32(both, 16)));
@@ -183,7 +183,7 @@ AVX512 void near_avx512(const Matrix &m, const uint8_t *row, const uint8_t *ahea
     for (int r = 0; r < N; r++) total[r] = _mm512_setzero_ps();
     // 16 groups at a time: their factors stay in registers, because what was just stored is slow to load in pieces.
     for (int64_t g = 0; g < groups; g += 16) {
-        _mm_prefetch((const char *)(ahead + 4 * g), _MM_HINT_T0);
+        _mm_prefetch((const char *)(ahead + 4 * g), _MM_HINT_NTA);
         const __m512i both = _mm512_maskz_loadu_epi32(first_lanes(groups - g), row + 4 * g);
         const __m512 scale = _mm512_cvtph_ps(_mm512_cvtepi32_epi16(both));
         const __m512 least = _mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_srli_epi32(both, 16)));
@@ -198,7 +198,7 @@ AVX512 void near_avx512(const Matrix &m, const uint8_t *row, const uint8_t *ahea
             for (int r = 0; r < N; r++) sums[r] = _mm512_setzero_si512();
             for (int64_t j = i; j < i + BLOCK; j += STEP) {
                 const uint8_t *at = numbers + j * BITS / 8;
-                _mm_prefetch((const char *)(at + (ahead - row)), _MM_HINT_T0);
+                _mm_prefetch((const char *)(at + (ahead - row)), _MM_HINT_NTA);
                 const bool whole = BLOCK == GROUP || end - j >= STEP;
                 const __m512i bytes = whole ? _mm512_loadu_si512(at) :
                                             _mm512_maskz_loadu_epi8(first_bytes((end - j) * BITS / 8), at);

@@ -36,7 +36,7 @@ using Matrix = moekit_matrix;
 using Block = moekit_block;
 
 constexpr int MOST = 8;          // rows of x that share one pass over a matrix
-constexpr int64_t AHEAD = 2048;  // bytes that are asked for before they are needed
+constexpr int64_t AHEAD = 4096;  // bytes that are asked for before they are needed
 
 inline int64_t rounded_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 

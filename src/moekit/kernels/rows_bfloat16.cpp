@@ -37,7 +37,7 @@ AVX2 void dot_avx2(const Matrix &m, const uint8_t *row, const uint8_t *ahead, co
     for (int r = 0; r < N; r++) total[r][0] = total[r][1] = _mm256_setzero_ps();
     const uint16_t *base = &x.wide[first * m.in];
     for (int64_t i = 0; i < m.in; i += 16) {
-        _mm_prefetch((const char *)(ahead + 2 * i), _MM_HINT_T0);
+        _mm_prefetch((const char *)(ahead + 2 * i), _MM_HINT_T1);
         __m256 low = widen8(row + 2 * i), high = widen8(row + 2 * i + 16);
         for (int r = 0; r < N; r++) {
             total[r][0] = _mm256_fmadd_ps(low, widen8(base + r * m.in + i), total[r][0]);
@@ -61,7 +61,7 @@ AVX512 void dot_avx512(const Matrix &m, const uint8_t *row, const uint8_t *ahead
     for (; i + 32 * CHAINS <= m.in; i += 32 * CHAINS)
         for (int c = 0; c < CHAINS; c++) {
             const int64_t at = i + 32 * c;
-            _mm_prefetch((const char *)(ahead + 2 * at), _MM_HINT_T0);
+            _mm_prefetch((const char *)(ahead + 2 * at), _MM_HINT_T1);
             __m512bh w = (__m512bh)_mm512_loadu_si512(row + 2 * at);
             for (int r = 0; r < N; r++)
                 total[r][c] = _mm512_dpbf16_ps(total[r][c], w, (__m512bh)_mm512_loadu_si512(base + r * m.in + at));
