@@ -8,10 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from moekit.kernels import few_rows
 from moekit.kernels.few_rows import Expert, linear, linear_twin, placed, rounded, swiglu, swiglu_of_few, swiglu_twin
 from moekit.kernels.groups import Grouped, quantise, restore
-from moekit.kernels.library import library
 
 seeds = st.integers(0, 2**31 - 1)
 FORMATS = [(16, 0), *((bits, group) for bits in (4, 8) for group in (32, 64, 128))]
@@ -25,14 +23,6 @@ def generator(seed: int) -> torch.Generator:
 
 def stored(weight: Tensor, bits: int, group: int) -> Tensor | Grouped:
     return weight.bfloat16() if bits == 16 else quantise(weight, bits, group)
-
-
-@pytest.fixture
-def at_level(level: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    compiled = library()
-    if compiled is None or compiled.moekit_level() < level:
-        pytest.skip(f"this machine has no compiler, or not the instructions of level {level}")
-    monkeypatch.setattr(few_rows, "_level", lambda _: level)
 
 
 def relative_error(found: Tensor, expected: Tensor) -> float:

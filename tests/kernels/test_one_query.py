@@ -6,22 +6,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from moekit.kernels import one_query
-from moekit.kernels.library import library
 from moekit.kernels.one_query import Past, Turn, attend, attend_twin
 
 levels = pytest.mark.parametrize("level", [0, 1, 2])
 types = pytest.mark.parametrize("past_type", [torch.bfloat16, torch.float32], ids=["past-bf16", "past-float32"])
 # A bfloat16 output may round either way, and so may a key that is turned in float32 first.
 LARGEST_ERROR = {torch.float32: 2e-6, torch.bfloat16: 2**-7}
-
-
-@pytest.fixture
-def at_level(level: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    compiled = library()
-    if compiled is None or compiled.moekit_level() < level:
-        pytest.skip(f"this machine has no compiler, or not the instructions of level {level}")
-    monkeypatch.setattr(one_query, "_level", lambda _: level)
 
 
 def copied(past: Past) -> Past:

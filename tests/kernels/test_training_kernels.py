@@ -20,14 +20,6 @@ levels = pytest.mark.parametrize("level", [0, 1, 2])
 ROUNDING = {torch.float32: 1e-5, torch.bfloat16: 2**-7}
 
 
-@pytest.fixture
-def at_level(level: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    compiled = library()
-    if compiled is None or compiled.moekit_level() < level:
-        pytest.skip(f"this machine has no compiler, or not the instructions of level {level}")
-    monkeypatch.setattr(compiled, "moekit_level", lambda: level)
-
-
 def error(found: Tensor, expected: Tensor) -> float:
     """The distance as a share of the expected length."""
     found, expected = found.detach().double(), expected.detach().double()

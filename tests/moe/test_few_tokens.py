@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moekit.moe.dispatch import dispatch
-from moekit.moe.few_tokens import FEW, are_few, few_rows_by_expert, rows_by_expert
+from moekit.moe.few_tokens import FEW, are_few, few_rows_by_expert
 from moekit.moe.routing import Routing
 
 
@@ -24,22 +24,6 @@ def test_few_rows_lie_where_dispatch_puts_them(seed: int, n_tokens: int, top_k: 
         assert found.full == expected.full
         for field in ("tokens", "rows", "padding"):
             assert torch.equal(getattr(found, field), getattr(expected, field)), field
-
-
-@given(seed=st.integers(0, 2**31 - 1), n_tokens=st.integers(0, 8), top_k=st.integers(1, 6), n_experts=st.integers(1, 9))
-def test_rows_as_plain_numbers_are_those_of_dispatch(seed: int, n_tokens: int, top_k: int, n_experts: int) -> None:
-    source = torch.Generator().manual_seed(seed)
-    experts = torch.randint(-1, n_experts, (n_tokens, top_k), generator=source)
-    weights, scores = torch.rand(n_tokens, top_k, generator=source), torch.rand(n_tokens, n_experts)
-    routing = Routing(experts, weights, scores, scores)
-    plan, found = dispatch(routing, 1), rows_by_expert(routing)
-    of_rows = torch.zeros(plan.n_rows + 1).index_copy_(0, plan.rows.flatten(), weights.flatten())
-    used = [e for e in range(n_experts) if plan.bounds[e + 1] > plan.bounds[e]]
-    assert list(found) == used
-    for expert, (tokens, own) in found.items():
-        rows = slice(plan.bounds[expert], plan.bounds[expert + 1])
-        assert tokens == plan.tokens[rows].tolist()
-        assert own == of_rows[rows].tolist()
 
 
 @pytest.mark.parametrize("n_tokens", [FEW // 4, FEW // 4 + 1])

@@ -1,25 +1,37 @@
 """A few tokens through a whole layer in one call of compiled code get what the layer's parts give them one by one."""
 
+from array import array
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from moekit.config.balance import BiasBalance
+from moekit.config.capacity import ExpertCapacity
 from moekit.config.moe import MoEConfig
 from moekit.config.quantisation import Groups
 from moekit.config.routing import NullRouting, TopKRouting
-from moekit.kernels import few_rows
+from moekit.kernels import few_rows, mixture
 from moekit.kernels.groups import quantise
 from moekit.kernels.linear import MOST, Linear
 from moekit.moe.experts import Experts
-from moekit.moe.layer import MoE
+from moekit.moe.layer import MoE, MoEOutput
+from moekit.moe.routing import Routing
 from moekit.moe.swiglu import SwiGLU
 from oracle.compare import relative_error
 
 seeds = st.integers(0, 2**31 - 1)
 formats = st.sampled_from([None, Groups(4, 32), Groups(8, 32), Groups(4, 64), Groups(8, 64)])
-ROUTINGS = (TopKRouting(), TopKRouting(score="sigmoid", renormalise=True, scale=2.5), NullRouting(n_null=4))
+ROUTINGS = (
+    TopKRouting(),
+    TopKRouting(score="sigmoid", renormalise=True, scale=2.5),
+    TopKRouting(score="sqrt_softplus", renormalise=True, epsilon=0.5),
+    TopKRouting(order="top_k_then_score", renormalise=True),
+    TopKRouting(score="sigmoid", n_groups=3, top_k_groups=2, group_score="top2_sum", renormalise=True, epsilon=1e-20),
+    TopKRouting(n_groups=2, top_k_groups=1),
+)
 CONFIG = {"width": 64, "expert_width": 64, "n_routed": 6, "top_k": 3}
 needs_kernels = pytest.mark.skipif(not few_rows.runs_here(), reason="no compiled kernels on this machine")
 
@@ -49,11 +61,32 @@ def layer_of(config: MoEConfig, seed: int, routed: Groups | None, shared: tuple[
     return layer
 
 
-def one_by_one(layer: MoE, x: Tensor, monkeypatch: pytest.MonkeyPatch) -> Tensor:
-    """The layer's output in plain torch."""
-    with monkeypatch.context() as patched:
-        patched.setattr(few_rows, "library", lambda: None)
-        return layer(x).y
+class OnDisk:
+    """A layer's experts as if they were read one by one."""
+
+    def __init__(self, experts: Experts) -> None:
+        self.stacks = experts.gate_up.clone(), experts.down.clone()
+        self.shapes = [tuple(stack.shape[1:]) for stack in self.stacks]
+        self.dtype = self.stacks[0].dtype
+        self.addresses = array("q", bytes(16 * len(self.stacks[0])))
+        self.asked: list[int] = []
+
+    def __call__(self, expert: int) -> tuple[Tensor, Tensor]:
+        self.asked.append(expert)
+        found = self.stacks[0][expert], self.stacks[1][expert]
+        for which, matrix in enumerate(found):
+            self.addresses[2 * expert + which] = matrix.data_ptr()
+        return found
+
+
+def plain(layer: MoE, x: Tensor, routing: Routing | None = None) -> MoEOutput:
+    """The layer's output in plain torch, by a routing that is given."""
+    with pytest.MonkeyPatch.context() as patched:
+        for module in (few_rows, mixture):
+            patched.setattr(module, "library", lambda: None)
+        if routing is not None:
+            patched.setattr(layer.router, "forward", lambda *_: routing)
+        return layer(x)
 
 
 @needs_kernels
@@ -62,10 +95,11 @@ def one_by_one(layer: MoE, x: Tensor, monkeypatch: pytest.MonkeyPatch) -> Tensor
     n_tokens=st.integers(1, MOST),
     n_shared=st.integers(0, 2),
     gated=st.booleans(),
+    biased=st.booleans(),
     routing=st.sampled_from(ROUTINGS),
     routed=formats,
     shared=st.tuples(formats, formats),
-    one_by_one_from_disk=st.booleans(),
+    on_disk=st.booleans(),
 )
 @torch.inference_mode()
 def test_a_layer_in_one_call_equals_its_parts(
@@ -73,25 +107,42 @@ def test_a_layer_in_one_call_equals_its_parts(
     n_tokens: int,
     n_shared: int,
     gated: bool,
-    routing: TopKRouting | NullRouting,
+    biased: bool,
+    routing: TopKRouting,
     routed: Groups | None,
     shared: tuple[Groups | None, Groups | None],
-    one_by_one_from_disk: bool,
+    on_disk: bool,
 ) -> None:
-    config = MoEConfig(**CONFIG, n_shared=n_shared, shared_gate=gated and n_shared > 0, routing=routing)
+    balance = (BiasBalance(),) if biased else ()
+    gate = gated and n_shared > 0
+    config = MoEConfig(**CONFIG, n_shared=n_shared, shared_gate=gate, routing=routing, balance=balance)
     layer = layer_of(config, seed, routed, shared)
-    experts = layer.experts
-    if one_by_one_from_disk:
-        stacks = experts.gate_up.clone(), experts.down.clone()
-        experts.stored = lambda expert: (stacks[0][expert], stacks[1][expert])
+    if on_disk:
+        layer.experts.stored = OnDisk(layer.experts)
     x = torch.randn(1, n_tokens, 64, generator=generator(seed)).bfloat16()
-    monkeypatch = pytest.MonkeyPatch()
-    chosen = layer.router(x[0])
     if routed is not None:
-        assert layer._in_one_call(x[0], chosen) is not None
+        assert layer._in_one_call(x[0], 1, None) is not None
+    found = layer(x)
     # A choice may fall otherwise where two experts are equally good to the rounding: the routing is taken as it is.
-    layer.router.forward = lambda *_: chosen
-    assert relative_error(layer(x).y, one_by_one(layer, x, monkeypatch)) < 2e-2
+    expected = plain(layer, x, found.routing)
+    assert relative_error(found.y, expected.y) < 2e-2
+    itself = plain(layer, x).routing
+    assert relative_error(found.routing.logits, itself.logits) < 1e-5
+    assert relative_error(found.routing.scores, itself.scores) < 1e-5
+    alike = (found.routing.experts == itself.experts).all(dim=-1)
+    assert alike.float().mean() >= (n_tokens - 1) / n_tokens
+    assert torch.allclose(found.routing.weights[alike], itself.weights[alike], rtol=1e-4)
+
+
+@needs_kernels
+@given(seed=seeds, n_tokens=st.integers(1, MOST))
+@torch.inference_mode()
+def test_rules_without_a_way_take_the_long_one(seed: int, n_tokens: int) -> None:
+    layer = layer_of(MoEConfig(**CONFIG, routing=NullRouting(n_null=4)), seed, Groups(4, 32), (None, None))
+    x = torch.randn(1, n_tokens, 64, generator=generator(seed)).bfloat16()
+    assert layer._in_one_call(x[0], 1, None) is None
+    found = layer(x)
+    assert relative_error(found.y, plain(layer, x, found.routing).y) < 2e-2
 
 
 @needs_kernels
@@ -119,19 +170,15 @@ def test_a_feed_forward_in_one_call_equals_its_parts(
 @torch.inference_mode()
 def test_only_chosen_experts_are_asked_for() -> None:
     layer, x = layer_of(MoEConfig(**CONFIG, n_shared=1), 0, Groups(4, 32), (None, None)), torch.ones(2, 64).bfloat16()
-    stacks, asked = (layer.experts.gate_up, layer.experts.down), set()
-
-    def stored(expert: int) -> tuple[Tensor, Tensor]:
-        asked.add(expert)
-        return stacks[0][expert], stacks[1][expert]
-
-    layer.experts.stored = stored
+    on_disk = layer.experts.stored = OnDisk(layer.experts)
     routing = layer(x).routing
-    assert asked == set(routing.experts.flatten().tolist())
+    assert set(on_disk.asked) == set(routing.experts.flatten().tolist())
+    layer(x)
+    assert len(on_disk.asked) == len(set(on_disk.asked))
 
 
 @needs_kernels
-@pytest.mark.parametrize("listener", ["experts", "shared", "shared.gate_up", "shared.down"])
+@pytest.mark.parametrize("listener", ["router", "experts", "shared", "shared.gate_up", "shared.down"])
 @torch.inference_mode()
 def test_who_listens_to_a_part_hears_it(listener: str) -> None:
     layer, x = layer_of(MoEConfig(**CONFIG, n_shared=1), 0, Groups(4, 32), (None, None)), torch.ones(2, 64).bfloat16()
@@ -141,12 +188,14 @@ def test_who_listens_to_a_part_hears_it(listener: str) -> None:
     assert heard == [listener]
 
 
+@needs_kernels
 @torch.inference_mode()
-def test_averaged_shared_experts_and_dropped_places_take_the_long_way() -> None:
-    layer, x = layer_of(MoEConfig(**CONFIG, n_shared=1, shared_average=True), 0, None, (None, None)), torch.ones(2, 64)
-    routing = layer.router(x.bfloat16())
-    assert layer._in_one_call(x.bfloat16(), routing) is None
-    layer = layer_of(MoEConfig(**CONFIG, n_shared=1), 0, None, (None, None))
-    assert layer._in_one_call(x.bfloat16(), routing._replace(served=routing.experts)) is None
+def test_averaged_shared_experts_capacities_and_gradients_take_the_long_way() -> None:
+    x = torch.ones(2, 64).bfloat16()
+    plainest = layer_of(MoEConfig(**CONFIG, n_shared=1), 0, None, (None, None))
+    assert plainest._in_one_call(x, 1, None) is not None
     with torch.enable_grad():
-        assert layer._in_one_call(x.bfloat16(), routing) is None
+        assert plainest._in_one_call(x, 1, None) is None
+    capacity = ExpertCapacity(in_evaluation=True)
+    for option in ({"n_shared": 1, "shared_average": True}, {"capacity": capacity}):
+        assert layer_of(MoEConfig(**CONFIG, **option), 0, None, (None, None))._in_one_call(x, 1, None) is None

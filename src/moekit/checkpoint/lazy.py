@@ -1,6 +1,7 @@
 """A model whose tensors are read from its folder when they are first used: a layer's when it runs, an expert's when a
 token comes to it."""
 
+from array import array
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -146,17 +147,19 @@ class StoredExperts:
     """The experts of a layer one by one, each read when a token first comes to it."""
 
     def __init__(self, experts: Experts, gate_up: Sequence[Source], down: Sequence[Source], reader: Reader) -> None:
-        self.shapes = [tuple(p.shape[1:]) for p in (experts.gate_up, experts.down)]
+        self.shapes: Sequence[tuple[int, ...]] = [tuple(p.shape[1:]) for p in (experts.gate_up, experts.down)]
         self.dtype = experts.gate_up.dtype
         self.sources = gate_up, down
         self.n_experts = experts.gate_up.shape[0]
         self.reader = reader
         self.known: dict[int, tuple[Tensor, Tensor]] = {}
+        self.addresses = array("q", bytes(16 * self.n_experts))
 
     def __call__(self, expert: int) -> tuple[Tensor, Tensor]:
         if expert not in self.known:
             with torch.inference_mode(False):
-                self.known[expert] = (self._read(0, expert), self._read(1, expert))
+                gate_up, down = self.known[expert] = (self._read(0, expert), self._read(1, expert))
+                self.addresses[2 * expert], self.addresses[2 * expert + 1] = gate_up.data_ptr(), down.data_ptr()
         return self.known[expert]
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -52,7 +52,7 @@ def linear(
         return linear_twin(x, matrix).to(dtype)
     x, n, place, narrow = _readable(x), x.shape[0], placed(matrix), dtype == NARROW
     y = torch.empty(n, place[1], dtype=dtype if narrow else torch.float32)
-    source, threads, level = x.data_ptr(), torch.get_num_threads(), _level(compiled)
+    source, threads, level = x.data_ptr(), torch.get_num_threads(), compiled.moekit_level()
     described, narrow_x = MATRIX.pack(*place), x.dtype == NARROW
     compiled.moekit_linear_rows(described, source, narrow_x, n, y.data_ptr(), narrow, threads, level)
     return y if narrow else y.to(dtype)
@@ -139,11 +139,7 @@ def _readable(x: Tensor) -> Tensor:
 def _swiglu(compiled: ctypes.CDLL, x: Tensor, blocks: list[bytes], dtype: torch.dtype) -> Tensor:
     x, (n, width), narrow = _readable(x), x.shape, dtype == NARROW
     y = torch.empty(n, width, dtype=dtype if narrow else torch.float32)
-    source, threads, level = x.data_ptr(), torch.get_num_threads(), _level(compiled)
+    source, threads, level = x.data_ptr(), torch.get_num_threads(), compiled.moekit_level()
     described, count, narrow_x = b"".join(blocks), len(blocks), x.dtype == NARROW
     compiled.moekit_swiglu_rows(described, count, source, narrow_x, n, width, y.data_ptr(), narrow, threads, level)
     return y if narrow else y.to(dtype)
-
-
-def _level(compiled: ctypes.CDLL) -> int:
-    return compiled.moekit_level()

@@ -38,6 +38,7 @@ class ExpertBlock(ctypes.Structure):
 
 
 SIGNATURES: dict[str, tuple[Any, ...]] = {
+    "moekit_level": (),
     "moekit_linear": (c_void_p, c_void_p, c_int64, c_void_p, c_int, c_int),
     "moekit_swiglu": (c_void_p, c_int64, c_void_p, c_int64, c_int64, c_void_p, c_int, c_int),
     "moekit_linear_rows": (c_void_p, c_void_p, c_int, c_int64, c_void_p, *[c_int] * 3),
@@ -51,13 +52,18 @@ SIGNATURES: dict[str, tuple[Any, ...]] = {
     "moekit_norm_backward": (c_void_p, c_int, c_int),
     "moekit_one_query": (c_void_p, c_int, c_int),
     "moekit_products": (c_void_p, c_int64, c_void_p, c_int64, *[c_int] * 4),
+    "moekit_attention_step": (c_void_p, c_int, c_int),
+    "moekit_mixture_step": (*[c_void_p] * 5, c_int, c_int64, c_int, c_int),
     "moekit_norm_rows": (*[c_void_p] * 5, c_int64, c_int64, c_float, *[c_int] * 3),
     "moekit_squares": (c_void_p, c_int64, POINTER(c_double), c_int, c_int),
     "moekit_keep_memory": (),
     "moekit_experts_forward": (POINTER(ExpertBlock), *[c_void_p] * 4),
     "moekit_experts_backward": (POINTER(ExpertBlock), *[c_void_p] * 8),
 }
-"""What the compiled functions take; the last two of each are threads and instruction set."""
+"""What the compiled functions take; where threads and instruction set count, these come last."""
+
+RETURNS = {"moekit_level": c_int, "moekit_mixture_step": c_int}
+"""What they return: most nothing."""
 
 
 @cache
@@ -114,8 +120,7 @@ def _sources() -> list[Traversable]:
 
 
 def _typed(found: ctypes.CDLL) -> ctypes.CDLL:
-    found.moekit_level.argtypes, found.moekit_level.restype = (), c_int
     for name, arguments in SIGNATURES.items():
         function = getattr(found, name)
-        function.argtypes, function.restype = arguments, None
+        function.argtypes, function.restype = arguments, RETURNS.get(name)
     return found

@@ -9,7 +9,7 @@ from moekit.config.errors import InputError
 from moekit.config.quantisation import Groups
 from moekit.kernels import few_rows
 from moekit.kernels.few_rows import Place, placed, placed_bytes
-from moekit.kernels.groups import Grouped
+from moekit.kernels.groups import Grouped, numbers_in
 from moekit.tensors import Float, Tensor
 
 MOST = 8
@@ -40,9 +40,14 @@ class Linear(nn.Linear):
     def place(self, dtype: torch.dtype) -> Place | None:
         """Where the matrix lies, for compiled products with rows of `dtype` that pass this module by; None where that
         would not be the same."""
-        if self._forward_pre_hooks or self._forward_hooks or self.bias is not None:
+        if listened(self) or self.bias is not None:
             return None
         return place_of(self.weight, self.groups, dtype)
+
+
+def listened(module: nn.Module) -> bool:
+    """Whether hooks wait for the module's calls, which then must happen."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def place_of(weight: Tensor, groups: Groups | None, dtype: torch.dtype) -> Place | None:
@@ -51,6 +56,16 @@ def place_of(weight: Tensor, groups: Groups | None, dtype: torch.dtype) -> Place
         return placed_bytes(weight, groups.bits, groups.size)
     readable = weight.dtype == dtype == torch.bfloat16 and weight.stride(-1) == 1 and weight.is_cpu
     return placed(weight) if readable else None
+
+
+def place_in_file(
+    shape: tuple[int, ...], stored: torch.dtype, groups: Groups | None, dtype: torch.dtype
+) -> Place | None:
+    """As `place_of`, of a matrix of `shape` and type `stored` that is not in memory yet: its address is 0."""
+    out, length = shape
+    if groups is not None:
+        return 0, out, numbers_in(length, groups.bits, groups.size), length, groups.bits, groups.size
+    return (0, out, length, 2 * length, 16, 0) if stored == dtype == torch.bfloat16 else None
 
 
 def in_one_call(x: Tensor, rows: int) -> bool:

@@ -7,25 +7,11 @@
 #include <vector>
 
 #include "loops.h"
-
-extern "C" {
-
-// The past is bfloat16 if `narrow`, else float32; so are the new token and `out` by `narrow_new`. Without `v` and `values`,
-// a value is the beginning of its key. The last 2 * half numbers of queries and keys are turned.
-struct moekit_one_query {
-    const void *q, *k, *v;   // [batch, heads, width], [batch, kv_heads, width], [batch, kv_heads, v_width]
-    const float *cos, *sin;  // [batch or 1, half]
-    void *keys, *values;     // [batch, kv_heads, capacity, width or v_width]; the new token's come to place `past`
-    void *out;               // [batch, heads, v_width]
-    int64_t batch, heads, kv_heads, width, v_width, half, capacity, past, turn_step;
-    float scale;
-    int32_t narrow, narrow_new, interleaved;
-};
-}
+#include "one_query.h"
 
 namespace {
 
-using Job = moekit_one_query;
+using Job = moekit_query;
 
 constexpr int64_t TILE = 64;         // tokens whose keys and values stay in the first cache while all heads use them
 constexpr int64_t LEAST = 32;        // tokens of the past that are worth a part of their own
@@ -244,7 +230,7 @@ template <typename New, typename Number> void attend(const Job &job, int threads
 extern "C" {
 
 // Writes the new keys and values into the past, and out = softmax(scale q K^T) V over all of it.
-void moekit_one_query(const moekit_one_query *job, int threads, int level) {
+void moekit_one_query(const moekit_query *job, int threads, int level) {
     if (job->narrow) return (job->narrow_new ? attend<uint16_t, uint16_t> : attend<float, uint16_t>)(*job, threads, level);
     return (job->narrow_new ? attend<uint16_t, float> : attend<float, float>)(*job, threads, level);
 }

@@ -1,6 +1,5 @@
 """Attention of one new token of each sequence over what a cache remembers, in one compiled call."""
 
-import ctypes
 from struct import Struct
 from typing import NamedTuple
 
@@ -10,7 +9,7 @@ from moekit.kernels.library import library
 from moekit.tensors import Float, Tensor
 
 JOB = Struct("=8Q9qf3i")
-"""How `moekit_one_query` of one_query.cpp lies in memory."""
+"""How `moekit_query` of one_query.h lies in memory."""
 
 
 class Turn(NamedTuple):
@@ -59,26 +58,32 @@ def attend(
     if compiled is None:
         return attend_twin(q, k, v, turn, past, scale, width)
     q, k, v = q.contiguous(), k.contiguous(), None if v is None else v.contiguous()
+    out = q.new_empty(len(q), q.shape[1], width)
+    new = (q.data_ptr(), k.data_ptr(), 0 if v is None else v.data_ptr())
+    seen = described_past(turn, past, q.shape[1], width, scale, q.dtype == torch.bfloat16, out.data_ptr())
+    compiled.moekit_one_query(JOB.pack(*new, *seen), torch.get_num_threads(), compiled.moekit_level())
+    return out
+
+
+def described_past(
+    turn: Turn, past: Past, heads: int, width: int, scale: float, narrow: bool, out: int = 0
+) -> tuple[int | float, ...]:
+    """What `JOB` holds behind the new token: the past that `heads` query heads attend to, with values of `width`, and
+    the address `out` for the result; it and the new token are bfloat16 if `narrow`."""
     keys, values, length = past
     cos, sin, interleaved = turn
-    (batch, heads, qk_width), (kv_heads, capacity) = q.shape, keys.shape[1:3]
+    batch, kv_heads, capacity, qk_width = keys.shape
     half = cos.shape[-1]
-    out = q.new_empty(batch, heads, width)
-    job = JOB.pack(
-        q.data_ptr(),
-        k.data_ptr(),
-        0 if v is None else v.data_ptr(),
+    return (
         cos.data_ptr(),
         sin.data_ptr(),
         keys.data_ptr(),
         0 if values is None else values.data_ptr(),
-        out.data_ptr(),
+        out,
         *(batch, heads, kv_heads, qk_width, width, half, capacity, length, half if len(cos) > 1 else 0),
         scale,
-        *(keys.dtype == torch.bfloat16, q.dtype == torch.bfloat16, interleaved),
+        *(keys.dtype == torch.bfloat16, narrow, interleaved),
     )
-    compiled.moekit_one_query(job, torch.get_num_threads(), _level(compiled))
-    return out
 
 
 def attend_twin(
@@ -111,7 +116,3 @@ def _turned(x: Float[Tensor, "B H C"], turn: Turn) -> Float[Tensor, "B H C"]:
     pairs = turning.unflatten(-1, (half, 2)).unbind(-1) if turn.interleaved else turning.chunk(2, dim=-1)
     first, second = pairs
     return torch.cat([still, first * cos - second * sin, second * cos + first * sin], dim=-1)
-
-
-def _level(compiled: ctypes.CDLL) -> int:
-    return compiled.moekit_level()

@@ -1,58 +1,55 @@
 """Several linear layers with the same few rows, in one compiled call."""
 
-import ctypes
 from collections.abc import Sequence
 from struct import Struct
 
 import torch
 
 from moekit.kernels.library import library
-from moekit.kernels.linear import Linear, in_one_call, place_of
+from moekit.kernels.linear import Linear, in_one_call, listened, place_of
 from moekit.tensors import Float, Tensor
 
 PRODUCT = Struct("=QqqqiiQQq")
-"""How `moekit_product` of products.cpp lies in memory."""
+"""How `moekit_product` of products.h lies in memory."""
 
-
-def run_here(x: Float[Tensor, "*shape I"], layers: Sequence[Linear], dtype: torch.dtype) -> bool:
-    """Whether the compiled call computes what these layers of a model in `dtype` would: few rows, no gradients, on a
-    CPU, and nothing listens."""
-    return (
-        in_one_call(x, x.numel() // max(x.shape[-1], 1))
-        and dtype in (torch.bfloat16, torch.float32)
-        and all(_fits(layer, dtype) for layer in layers)
-    )
+Described = tuple[int, int, int, int, int, int, int]
+"""A matrix's place, and the address of its bias (0: none)."""
 
 
 def products(
     x: Float[Tensor, "*shape I"], layers: Sequence[Linear], dtype: torch.dtype
-) -> list[Float[Tensor, "*shape _"]]:
-    """x W^T + b of each layer in `dtype`: x and results are bfloat16 or float32, and `run_here` said yes."""
-    compiled = library()
-    assert compiled is not None
-    x = x.contiguous()
-    shape, rows = x.shape[:-1], x.numel() // x.shape[-1]
+) -> list[Float[Tensor, "*shape _"]] | None:
+    """x W^T + b of each layer, in `dtype`; None where the compiled call would not compute what the layers do: for few
+    rows, without gradients, on a CPU, and where nothing listens, it does."""
+    compiled, shape = library(), x.shape[:-1]
+    rows = x.numel() // max(x.shape[-1], 1)
+    if compiled is None or not in_one_call(x, rows) or dtype not in (torch.bfloat16, torch.float32):
+        return None
     jobs, found = [], []
     for layer in layers:
-        weight, bias = layer.weight, layer.bias
-        place = place_of(weight, layer.groups, torch.bfloat16)
-        assert place is not None
+        place = described(layer, x.dtype)
+        if place is None:
+            return None
         y = torch.empty(*shape, place[1], dtype=dtype)
-        address, narrow = (0, 0) if bias is None else (bias.data_ptr(), bias.dtype == torch.bfloat16)
-        jobs.append(PRODUCT.pack(*place, address, y.data_ptr(), narrow))
+        jobs.append(packed(place, x.dtype, y.data_ptr()))
         found.append(y)
-    described, types = b"".join(jobs), (x.dtype == torch.bfloat16, dtype == torch.bfloat16)
-    threads, level = torch.get_num_threads(), _level(compiled)
-    compiled.moekit_products(described, len(jobs), x.data_ptr(), rows, *types, threads, level)
+    x = x.contiguous()
+    types = (x.dtype == torch.bfloat16, dtype == torch.bfloat16)
+    threads, level = torch.get_num_threads(), compiled.moekit_level()
+    compiled.moekit_products(b"".join(jobs), len(jobs), x.data_ptr(), rows, *types, threads, level)
     return found
 
 
-def _fits(layer: Linear, dtype: torch.dtype) -> bool:
-    if layer._forward_pre_hooks or layer._forward_hooks or place_of(layer.weight, layer.groups, dtype) is None:
-        return False
+def described(layer: Linear, dtype: torch.dtype) -> Described | None:
+    """Where matrix and bias of a layer lie, for compiled products with rows of `dtype`; None where they would not be
+    the layer's."""
+    place = None if listened(layer) else place_of(layer.weight, layer.groups, dtype)
     bias = layer.bias
-    return bias is None or (bias.dtype in (torch.bfloat16, torch.float32) and bias.is_contiguous())
+    if place is None or bias is None:
+        return None if place is None else (*place, 0)
+    return (*place, bias.data_ptr()) if bias.dtype == dtype and bias.is_contiguous() else None
 
 
-def _level(compiled: ctypes.CDLL) -> int:
-    return compiled.moekit_level()
+def packed(place: Described, dtype: torch.dtype, y: int = 0) -> bytes:
+    """The product as compiled code takes it: its bias is of `dtype`, its result goes to address `y`."""
+    return PRODUCT.pack(*place, y, dtype == torch.bfloat16)

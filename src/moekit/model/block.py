@@ -43,8 +43,14 @@ class Block(nn.Module):
         context: Context,
         cache: LayerCache | None = None,
     ) -> BlockOutput:
-        x, normed = self.feed_forward_norm.of_sum(x, self.attention(self.attention_norm(x), context, cache))
+        x, normed = self._attended(x, context, cache)
         if isinstance(self.feed_forward, MoE):
             y, routing = self.feed_forward(normed, context.mask, context.ids, context.tasks, context.generator)
             return BlockOutput(x + y, routing)
         return BlockOutput(x + self.feed_forward(normed), None)
+
+    def _attended(self, x: Tensor, context: Context, cache: LayerCache | None) -> tuple[Tensor, Tensor]:
+        """The residual stream after attention, and its norm."""
+        before, after = self.attention_norm, self.feed_forward_norm
+        found = None if cache is None else self.attention.step(x, before, after, context, cache)
+        return found or after.of_sum(x, self.attention(before(x), context, cache))

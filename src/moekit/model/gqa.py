@@ -1,16 +1,16 @@
 """Grouped-query attention (arXiv 2305.13245), and multi-head attention as its special case."""
 
-import torch
 from torch import nn
 
 from moekit.config.model import GQAConfig, ModelConfig
 from moekit.kernels import one_query
-from moekit.kernels.linear import Linear
+from moekit.kernels.attention_step import Norms, attention_step
+from moekit.kernels.linear import Linear, in_one_call, listened
 from moekit.kernels.one_query import Past
-from moekit.kernels.products import products, run_here
+from moekit.kernels.products import described
 from moekit.model.attention import Context, attend
 from moekit.model.cache import LayerCache
-from moekit.model.norm import RMSNorm
+from moekit.model.norm import RMSNorm, norms_alike
 from moekit.model.rope import rotate, turn
 from moekit.tensors import Float, Tensor
 
@@ -63,17 +63,31 @@ class GroupedQueryAttention(nn.Module):
         """Whether the new token is one, sees all of the past, and compiled code attends."""
         return x.shape[1] == 1 and context.visible is None and one_query.runs_here(x)
 
+    def step(
+        self, x: Float[Tensor, "B S D"], before: RMSNorm, after: RMSNorm, context: Context, cache: LayerCache
+    ) -> tuple[Float[Tensor, "B S D"], Float[Tensor, "B S D"]] | None:
+        """x + self(before(x)), and `after` of that, in one compiled call; None where it would not be the same."""
+        a, dtype = self.shape, x.dtype
+        if listened(self) or not in_one_call(x, len(x)) or not self._decodes(x, context):
+            return None
+        norms = (before, after) if a.qk_norm == "none" else (before, after, self.q_norm, self.k_norm)
+        layers = [each for layer in (self.q, self.k, self.v, self.out) if (each := described(layer, dtype))]
+        if len(layers) < 4 or not norms_alike(norms, dtype):
+            return None
+        weights = Norms(tuple(each.weight for each in norms), a.qk_norm == "full", before.epsilon)
+        past = self._past(x, cache)
+        return attention_step(x, weights, layers, turn(context.rotation), past, self.scale, a.clip_qkv)
+
     def _one_token(self, x: Float[Tensor, "B 1 D"], context: Context, cache: LayerCache) -> Float[Tensor, "B 1 D"]:
         """Three products, one call over the past, and the output's product."""
-        a, batch, three = self.shape, len(x), (self.q, self.k, self.v)
-        fast = run_here(x, (*three, self.out), x.dtype)
-        plain = a.qk_norm == "none"
-        q, k, v = products(x, three, torch.float32 if plain else x.dtype) if fast else [each(x) for each in three]
-        if not plain or a.clip_qkv is not None:
-            q, k, v = self._normed(q, k, v)
-        q, k, v = (y.view(batch, -1, a.head_dim) for y in (q, k, v))
-        shape = (batch, a.n_kv_heads, a.head_dim)
+        a, batch = self.shape, len(x)
+        q, k, v = self._normed(self.q(x), self.k(x), self.v(x))
+        q, k, v = (y.reshape(batch, -1, a.head_dim) for y in (q, k, v))
+        heads = one_query.attend(q, k, v, turn(context.rotation), self._past(x, cache), self.scale, a.head_dim)
+        return self.out(heads.view(batch, 1, -1))
+
+    def _past(self, x: Tensor, cache: LayerCache) -> Past:
+        """The room for keys and values, with one more place taken."""
+        shape = (len(x), self.shape.n_kv_heads, self.shape.head_dim)
         length, (keys, values) = cache.reserve(1, x, k=shape, v=shape)
-        past = Past(keys, values, length)
-        heads = one_query.attend(q, k, v, turn(context.rotation), past, self.scale, a.head_dim).view(batch, 1, -1)
-        return products(heads, (self.out,), x.dtype)[0] if fast else self.out(heads)
+        return Past(keys, values, length)

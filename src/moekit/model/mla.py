@@ -7,7 +7,7 @@ from moekit.config.model import MLAConfig, ModelConfig
 from moekit.kernels import one_query
 from moekit.kernels.linear import Linear
 from moekit.kernels.one_query import Past
-from moekit.kernels.products import products, run_here
+from moekit.kernels.products import products
 from moekit.model.attention import Context, attend
 from moekit.model.cache import LayerCache
 from moekit.model.norm import RMSNorm
@@ -60,11 +60,14 @@ class LatentAttention(nn.Module):
         heads = self._expanded(q_nope, q_rope, latent, k_rope, context)
         return self.out(heads.transpose(1, 2).flatten(2))
 
+    def step(self, *_: object) -> None:
+        """There is no compiled call for all of it."""
+
     def _one_token(self, x: Float[Tensor, "B 1 D"], context: Context, cache: LayerCache) -> Float[Tensor, "B 1 D"]:
         """As `_absorbed`, by compiled code, which turns, appends and attends in one call."""
         a, batch = self.shape, len(x)
         first = (self.q if a.q_lora_rank is None else self.q_a, self.kv_a)
-        q, new = products(x, first, x.dtype) if run_here(x, first, x.dtype) else [each(x) for each in first]
+        q, new = products(x, first, x.dtype) or [each(x) for each in first]
         if a.q_lora_rank is not None:
             q = self.q_b(self.q_a_norm(q))
         q_nope, q_rope = q.view(batch, a.n_heads, -1).split([a.qk_nope_head_dim, a.qk_rope_head_dim], dim=-1)
@@ -77,7 +80,7 @@ class LatentAttention(nn.Module):
         query = torch.cat([q_latent, q_rope], dim=-1)
         summed = one_query.attend(query, key, None, turn(context.rotation), past, self.scale, a.kv_lora_rank)
         heads = torch.bmm(summed.transpose(0, 1), w_uv.mT).transpose(0, 1).reshape(batch, 1, -1)
-        return products(heads, (self.out,), x.dtype)[0] if run_here(heads, (self.out,), x.dtype) else self.out(heads)
+        return self.out(heads)
 
     def _up_projections(self) -> tuple[Float[Tensor, "H nope latent"], Float[Tensor, "H W latent"]]:
         """From the latent to keys without position, and to values."""

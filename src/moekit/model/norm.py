@@ -1,10 +1,12 @@
 """RMSNorm (arXiv 1910.07467)."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
+from moekit.kernels.linear import listened
 from moekit.kernels.norm import norm, norm_alone, norm_backward, norm_of_sum
 from moekit.tensors import Float, Tensor
 
@@ -26,10 +28,20 @@ class RMSNorm(nn.Module):
         self, x: Float[Tensor, "*shape D"], added: Float[Tensor, "*shape D"]
     ) -> tuple[Float[Tensor, "*shape D"], Float[Tensor, "*shape D"]]:
         """x + added, and the norm of that."""
-        if torch.is_grad_enabled() or self._forward_pre_hooks or self._forward_hooks:
+        if torch.is_grad_enabled() or listened(self):
             total = x + added
             return total, self(total)
         return norm_of_sum(x, added, self.weight, self.epsilon)
+
+    def readable(self, dtype: torch.dtype) -> bool:
+        """Whether compiled code that norms rows of `dtype` may pass this module by."""
+        weight = self.weight
+        return not listened(self) and weight.dtype == dtype and weight.is_cpu and weight.is_contiguous()
+
+
+def norms_alike(norms: Sequence[RMSNorm], dtype: torch.dtype) -> bool:
+    """Whether compiled code may norm rows of `dtype` as all of these do, with the epsilon of the first."""
+    return all(each.epsilon == norms[0].epsilon and each.readable(dtype) for each in norms)
 
 
 class _RMSNorm(torch.autograd.Function):

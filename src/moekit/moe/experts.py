@@ -1,7 +1,9 @@
 """The experts' computation: many small SwiGLU blocks over rows sorted by expert."""
 
-from collections.abc import Callable
+from array import array
+from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import Protocol
 
 import torch
 from torch import nn
@@ -9,12 +11,13 @@ from torch import nn
 from moekit.config.quantisation import Groups
 from moekit.kernels import experts as compiled
 from moekit.kernels import few_rows
-from moekit.kernels.few_rows import Block, Expert, Place
-from moekit.kernels.linear import place_of, reads_once
+from moekit.kernels.few_rows import Expert
+from moekit.kernels.linear import listened, place_in_file, place_of, reads_once
+from moekit.kernels.mixture import Where
 from moekit.moe.compiled_block import CompiledBlock, rows_of
 from moekit.moe.dispatch import Dispatch, dispatch
 from moekit.moe.expert_block import ExpertBlock, Kept, to_rows, without_stacks
-from moekit.moe.few_tokens import are_few, few_rows_by_expert, rows_by_expert
+from moekit.moe.few_tokens import are_few, few_rows_by_expert
 from moekit.moe.quantised import weighted_sum
 from moekit.moe.routing import Routing
 from moekit.tensors import Float, Tensor
@@ -22,6 +25,20 @@ from moekit.tensors import Float, Tensor
 FEW = 3
 """Rows for each expert that has any, on average, up to which reading each matrix row once beats tiles
 (docs/speed.md)."""
+
+
+class Stored(Protocol):
+    """Experts that are still on disk."""
+
+    dtype: torch.dtype
+    shapes: Sequence[tuple[int, ...]]
+    """of the two matrices of one"""
+    addresses: "array[int]"
+    """where the two matrices of each begin, 0 for those that were not asked for yet"""
+
+    def __call__(self, expert: int) -> tuple[Tensor, Tensor]:
+        """The two matrices of one; after that their addresses are known."""
+        ...
 
 
 class Experts(nn.Module):
@@ -39,7 +56,7 @@ class Experts(nn.Module):
     def __init__(self, n_experts: int, width: int, expert_width: int, dropout: float = 0.0) -> None:
         super().__init__()
         self.dropout, self.expert_width = dropout, expert_width
-        self.stored: Callable[[int], tuple[Tensor, Tensor]] | None = None
+        self.stored: Stored | None = None
         self.gate_up = nn.Parameter(torch.empty(n_experts, 2 * expert_width, width))
         self.down = nn.Parameter(torch.empty(n_experts, width, expert_width))
         self.round_inner: Callable[[Tensor], Tensor] | None = None
@@ -67,18 +84,21 @@ class Experts(nn.Module):
             return without_stacks(x, weights, plan, stored, self.round_inner, kept)
         return ExpertBlock.apply(x, weights, self.gate_up, self.down, plan, self.round_inner, kept)
 
-    def blocks(self, x: Float[Tensor, "T D"], routing: Routing) -> list[Block] | None:
-        """The experts that serve few tokens, with their rows, for one call of compiled code without gradients; None
-        where `forward` takes another way."""
-        if self._drops() or self.round_inner is not None or self._forward_hooks or self._forward_pre_hooks:
+    def where(self, dtype: torch.dtype) -> Where | None:
+        """Where the experts lie, for one compiled call for few rows of `dtype`; None where `forward` takes another
+        way."""
+        if self._drops() or self.round_inner is not None or listened(self):
             return None
-        rows = rows_by_expert(routing)
-        if self.groups is None and (x.dtype != torch.bfloat16 or routing.experts.numel() > FEW * len(rows)):
+        stored, few = self.stored, 0 if self.groups is not None else FEW
+        if stored is not None:
+            shapes, table = stored.shapes, stored.addresses
+            first, second = (place_in_file(shape, stored.dtype, self.groups, dtype) for shape in shapes)
+            return None if first is None or second is None else Where(first, second, 0, 0, table, few)
+        gate_up, down = self.gate_up, self.down
+        first, second = place_of(gate_up, self.groups, dtype), place_of(down, self.groups, dtype)
+        if first is None or second is None:
             return None
-        places = self._places(list(rows), x.dtype)
-        if places is None:
-            return None
-        return [(first, second, *own) for (first, second), own in zip(places, rows.values(), strict=True)]
+        return Where(first, second, gate_up.stride(0) * gate_up.itemsize, down.stride(0) * down.itemsize, None, few)
 
     def plan(self, x: Float[Tensor, "T D"], routing: Routing) -> Dispatch:
         """The rows of tokens like `x` by expert, as `forward` likes them best."""
@@ -93,22 +113,6 @@ class Experts(nn.Module):
     def _compiled(self, x: Tensor) -> bool:
         """Whether there is compiled code for any number of rows."""
         return not self._drops() and self.round_inner is None and compiled.computes(x, self.expert_width)
-
-    def _places(self, used: list[int], dtype: torch.dtype) -> list[tuple[Place, Place]] | None:
-        """Where the two matrices of each expert in `used` lie; all are of one shape. None: not for rows of `dtype`."""
-        if not used:
-            return []
-        if self.stored is not None:
-            matrices = [self.stored(expert) for expert in used]
-            (gate_up, down), addresses = matrices[0], [(a.data_ptr(), b.data_ptr()) for a, b in matrices]
-        else:
-            gate_up, down = self.gate_up, self.down
-            start, step, start_down, step_down = *_in_memory(gate_up), *_in_memory(down)
-            addresses = [(start + step * expert, start_down + step_down * expert) for expert in used]
-        first, second = place_of(gate_up, self.groups, dtype), place_of(down, self.groups, dtype)
-        if first is None or second is None:
-            return None
-        return [((a, *first[1:]), (b, *second[1:])) for a, b in addresses]
 
     def _one_by_one(self) -> Callable[[int], tuple[Tensor, Tensor]]:
         """An expert's two matrices."""
@@ -134,11 +138,6 @@ class Experts(nn.Module):
     def _draw(self, x: Tensor, plan: Dispatch, generator: torch.Generator | None) -> Kept:
         mask = torch.empty(plan.n_rows, self.expert_width, dtype=torch.bool, device=x.device)
         return Kept(mask.bernoulli_(1 - self.dropout, generator=generator), 1 / (1 - self.dropout))
-
-
-def _in_memory(stack: Tensor) -> tuple[int, int]:
-    """The address of the first matrix, and the bytes from one to the next."""
-    return stack.data_ptr(), stack.stride(0) * stack.element_size()
 
 
 def _spans(plan: Dispatch) -> enumerate[tuple[int, int]]:

@@ -12,24 +12,6 @@ FEW = 256
 against 183 for 240, 256 against 188 for 480, with other memory read between."""
 
 
-Rows = tuple[list[int], list[float]]
-"""The tokens that come to an expert, and their weights."""
-
-
-def rows_by_expert(routing: Routing) -> dict[int, Rows]:
-    """The rows of each expert that serves any token, as plain numbers and in the order of experts."""
-    top_k = routing.experts.shape[-1]
-    found: dict[int, Rows] = {}
-    for place, (expert, weight) in enumerate(
-        zip(routing.experts.flatten().tolist(), routing.weights.flatten().tolist(), strict=True)
-    ):
-        if expert >= 0:
-            tokens, weights = found.setdefault(expert, ([], []))
-            tokens.append(place // top_k)
-            weights.append(weight)
-    return dict(sorted(found.items()))
-
-
 def are_few(routing: Routing) -> bool:
     """Whether `few_rows_by_expert` is the faster way."""
     return routing.experts.numel() <= FEW and routing.experts.device.type == "cpu"

@@ -6,13 +6,12 @@ import torch
 from torch import nn
 
 from moekit.config.moe import MoEConfig
-from moekit.kernels import few_rows
-from moekit.kernels.linear import Linear, in_one_call
+from moekit.kernels.linear import Linear, in_one_call, listened
+from moekit.kernels.mixture import COMPUTED, NOT_IN_MEMORY, Shared, mixture_step
 from moekit.moe.balance import active_rules, build_balance, selection_bias, selection_factor
 from moekit.moe.experts import Experts
 from moekit.moe.router import Router
 from moekit.moe.routing import Routing
-from moekit.moe.selection import SelectionRule
 from moekit.moe.stats import Observed, observe
 from moekit.moe.swiglu import SwiGLU
 from moekit.tensors import Bool, Float, Int, Tensor
@@ -63,21 +62,22 @@ class MoE(nn.Module):
         shape = x.shape
         tokens = x.reshape(-1, shape[-1])
         n_sequences = max(tokens.shape[0] // shape[-2], 1) if len(shape) > 1 and shape[-2] else 1
+        mask = None if mask is None else mask.reshape(-1)
+        found = self._in_one_call(tokens, n_sequences, mask)
+        if found is not None:
+            return MoEOutput(found.y.view_as(x), found.routing)
         routing = self.router(
             tokens,
             selection_bias(self.balance),
             selection_factor(self.balance),
-            None if mask is None else mask.reshape(-1),
+            mask,
             n_sequences,
             None if ids is None else ids.reshape(-1),
             None if tasks is None else tasks.repeat_interleave(tokens.shape[0] // max(len(tasks), 1)),
             generator,
         )
-        y = self._in_one_call(tokens, routing)
-        if y is None:
-            y = self.router.rule.combine(tokens, routing, self.experts, generator)
-            y = self._with_shared(tokens, y, routing)
-        return MoEOutput(y.view_as(x), routing)
+        y = self.router.rule.combine(tokens, routing, self.experts, generator)
+        return MoEOutput(self._with_shared(tokens, y, routing).view_as(x), routing)
 
     def observe(self, routing: Routing) -> Observed:
         """What `after_step` and the figures of a step must know of one micro-batch."""
@@ -93,21 +93,32 @@ class MoE(nn.Module):
         if self.router.capacity is not None:
             self.router.capacity.after_step(observed.load, observed.tokens)
 
-    def _in_one_call(self, x: Float[Tensor, "T D"], routing: Routing) -> Float[Tensor, "T D"] | None:
-        """What `combine` and `_with_shared` make of few tokens, in one parallel region; None where it is not for it.
-
-        The shared experts are one more block, to which every token comes with a weight of 1 or the gate's.
-        """
-        n, rule = x.shape[0], type(self.router.rule)
-        plain = rule.combine is SelectionRule.combine and not self.config.shared_average
-        if not plain or routing.served is not None or not in_one_call(x, n):
+    def _in_one_call(self, x: Float[Tensor, "T D"], n_sequences: int, mask: Tensor | None) -> MoEOutput | None:
+        """Few tokens' routing, and what it, `combine` and `_with_shared` make of them; None where it is not for it."""
+        router, shared, way = self.router, self.shared, self.router.rule.way()
+        if (
+            way is None
+            or not in_one_call(x, len(x))
+            or listened(router)
+            or self.config.shared_average
+            or router.limits()
+        ):
             return None
-        blocks = self.experts.blocks(x, routing)
-        if blocks is not None and self.shared is not None:
-            places, gate = self.shared.places(x.dtype), self.shared_gate
-            weights = [1.0] * n if gate is None else torch.sigmoid(gate(x)).flatten().tolist()
-            blocks = None if places is None else [*blocks, (*places, range(n), weights)]
-        return None if blocks is None else few_rows.swiglu_of_few(x, blocks, x.dtype)
+        centroids, where = router.place(x.dtype), self.experts.where(x.dtype)
+        places = None if shared is None else shared.places(x.dtype)
+        if centroids is None or where is None or (shared is not None and places is None):
+            return None
+        gate = None if self.shared_gate is None else torch.sigmoid(self.shared_gate(x)).flatten().float()
+        steering = selection_bias(self.balance), selection_factor(self.balance)
+        everyone = None if places is None else Shared(*places, gate)
+        found = mixture_step(x, centroids, way, steering, where, everyone)
+        if found.status == NOT_IN_MEMORY and self.experts.stored is not None:
+            for expert in set(found.experts.flatten().tolist()):
+                self.experts.stored(expert)
+            found = mixture_step(x, centroids, way, steering, where, everyone)
+        if found.status != COMPUTED:
+            return None
+        return MoEOutput(found.y, Routing(*found[1:5], n_sequences, None, mask))
 
     def _with_shared(self, x: Float[Tensor, "T D"], y: Float[Tensor, "T D"], routing: Routing) -> Float[Tensor, "T D"]:
         if self.shared is None:

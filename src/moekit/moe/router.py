@@ -6,6 +6,8 @@ import torch
 from torch import nn
 
 from moekit.config.moe import MoEConfig
+from moekit.kernels.few_rows import Place
+from moekit.kernels.linear import place_of
 from moekit.moe.capacity import build_capacity
 from moekit.moe.routing import Routing
 from moekit.moe.selection import Tokens, build_selection
@@ -40,10 +42,18 @@ class Router(nn.Module):
             found = self.rule.select(logits, tokens)
             experts, weights, scores, _, drawn = found
             routing = Routing(experts, weights, scores, logits, tokens.n_sequences, None, tokens.mask, drawn)
-            if self.capacity is None or not (self.training or self.capacity.in_evaluation):
+            if self.capacity is None or not self.limits():
                 return routing
             ranking = scores if found.ranking is None else found.ranking
             return self.capacity.limit(routing, ranking.detach(), tokens.generator)
+
+    def limits(self) -> bool:
+        """Whether capacities take part now."""
+        return self.capacity is not None and (self.training or self.capacity.in_evaluation)
+
+    def place(self, dtype: torch.dtype) -> Place | None:
+        """Where the centroids lie, for compiled code with rows of `dtype`; None where it cannot read them."""
+        return None if self.centroids is None else place_of(self.centroids, None, dtype)
 
 
 def _without_autocast(device: str) -> AbstractContextManager[object]:

@@ -7,6 +7,7 @@ import torch
 from moekit.config.moe import MoEConfig
 from moekit.kernels import few_rows
 from moekit.kernels.linear import reads_once
+from moekit.kernels.mixture import Way
 from moekit.moe.experts import Experts
 from moekit.moe.routing import Drawn, Routing
 from moekit.moe.state import Float32State
@@ -75,6 +76,10 @@ class SelectionRule(Float32State):
     def select(self, logits: Float[Tensor, "T L"], tokens: Tokens) -> Selection:
         """The choice. `self.training` tells whether noise and whatever else is for training alone takes part."""
         raise NotImplementedError
+
+    def way(self) -> Way | None:
+        """How `select` chooses, where compiled code for few tokens knows the way."""
+        return None
 
     def combine(
         self,

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from moekit.config.routing import TopKRouting
+from moekit.kernels.mixture import Way
 from moekit.moe.selection.rule import Selection, SelectionRule, Tokens, normalised
 from moekit.tensors import Float, Tensor
 
@@ -13,6 +14,12 @@ class Rule(SelectionRule):
 
     def select(self, logits: Float[Tensor, "T E"], tokens: Tokens) -> Selection:
         return select_top_k(self.rule, self.config.top_k, logits, tokens)
+
+    def way(self) -> Way:
+        rule, top_k = self.rule, self.config.top_k
+        groups = (rule.n_groups, rule.top_k_groups, rule.summed(top_k))
+        late = rule.order == "top_k_then_score"
+        return Way(rule.score, late, top_k, *groups, rule.renormalise, rule.epsilon, rule.scale)
 
 
 def select_top_k(rule: TopKRouting, top_k: int, logits: Float[Tensor, "T E"], tokens: Tokens) -> Selection:
