@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from moekit.kernels.few_rows import Expert, linear, linear_twin, placed, rounded, swiglu, swiglu_of_few, swiglu_twin
+from moekit.kernels.few_rows import Expert, linear, linear_twin, rounded, swiglu, swiglu_twin
 from moekit.kernels.groups import Grouped, quantise, restore
 
 seeds = st.integers(0, 2**31 - 1)
@@ -120,19 +120,3 @@ def test_rows_and_results_may_be_narrow(seed: int, n: int, shape: tuple[int, int
     assert torch.equal(linear(x, matrix, result), expected)
     assert linear(x, matrix, torch.float16).dtype == torch.float16
     assert torch.equal(linear(x.T.contiguous().T, matrix, result), expected)
-
-
-@levels
-@pytest.mark.usefixtures("at_level")
-@given(seed=seeds, n=st.integers(1, 8), counts=st.lists(st.integers(0, 8), max_size=4), narrow=st.booleans())
-def test_blocks_of_plain_numbers_are_experts(seed: int, n: int, counts: list[int], narrow: bool) -> None:
-    source, x = generator(seed), torch.randn(n, 64, generator=generator(seed))
-    x, experts = x.bfloat16() if narrow else x, []
-    for count, (bits, group) in zip(counts, FORMATS, strict=False):
-        gate_up = stored(torch.randn(2 * 128, 64, generator=source), bits, 32 if group else 0)
-        down = stored(torch.randn(64, 128, generator=source), bits, group and 64)
-        tokens, weights = torch.randperm(n, generator=source)[:count], torch.rand(min(count, n), generator=source)
-        experts.append(Expert(gate_up, down, tokens, weights))
-    blocks = [(placed(e.gate_up), placed(e.down), e.tokens.tolist(), e.weights.tolist()) for e in experts]
-    assert torch.equal(swiglu_of_few(x, blocks, x.dtype), swiglu(x, experts, x.dtype))
-    assert torch.equal(swiglu_of_few(x, blocks, x.dtype), swiglu(x.float(), experts).to(x.dtype))

@@ -13,7 +13,7 @@ from moekit.config.capacity import ExpertCapacity
 from moekit.config.moe import MoEConfig
 from moekit.config.quantisation import Groups
 from moekit.config.routing import NullRouting, TopKRouting
-from moekit.kernels import few_rows, mixture
+from moekit.kernels import few_rows
 from moekit.kernels.groups import quantise
 from moekit.kernels.linear import MOST, Linear
 from moekit.moe.experts import Experts
@@ -82,8 +82,7 @@ class OnDisk:
 def plain(layer: MoE, x: Tensor, routing: Routing | None = None) -> MoEOutput:
     """The layer's output in plain torch, by a routing that is given."""
     with pytest.MonkeyPatch.context() as patched:
-        for module in (few_rows, mixture):
-            patched.setattr(module, "library", lambda: None)
+        patched.setattr(few_rows, "library", lambda: None)
         if routing is not None:
             patched.setattr(layer.router, "forward", lambda *_: routing)
         return layer(x)

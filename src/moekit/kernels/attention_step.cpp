@@ -2,26 +2,7 @@
 // the fourth product, the sum with the residual stream, and the norm of that. One call: between seven of them, memory rests.
 
 #include "loops.h"
-#include "one_query.h"
-#include "products.h"
-
-extern "C" {
-
-// Rows are bfloat16 if `narrow`, else float32, and so are the weights of norms. With `query_norm` and `key_norm`, queries and
-// keys are normed, all heads as one row if `whole`, else each. `clip` bounds queries, keys and values; infinite: not at all.
-struct moekit_step {
-    const void *x, *norm, *next_norm;  // [n, width], [width], [width]
-    void *sum, *normed;                // x + attention(norm(x)), and the norm of that
-    const void *query_norm, *key_norm;
-    moekit_product query, key, value, output;  // `y` is not used
-    moekit_query past;                     // `q`, `k`, `v` and `out` are not used
-    int64_t width;
-    float epsilon, clip;
-    int32_t narrow, whole;
-};
-
-void moekit_norm_rows(const void *, const void *, const void *, void *, void *, int64_t, int64_t, float, int, int, int);
-}
+#include "token.h"
 
 namespace {
 
@@ -47,9 +28,10 @@ struct Scratch {
 
 extern "C" {
 
-void moekit_attention_step(const moekit_step *step, int threads, int level) {
+void moekit_attention_step(const moekit_step *step, const moekit_call *call, int threads, int level) {
     const moekit_step &s = *step;
     moekit_query past = s.past;
+    past.past = call->past;
     const int64_t n = past.batch;
     const bool narrow = s.narrow && s.query_norm;  // norms round to the type of the rows, so what they get is rounded too
     Scratch normed(n * s.width, s.narrow), added(n * s.width, s.narrow), heads(n * past.heads * past.v_width, narrow);

@@ -1,4 +1,4 @@
-"""The attention half of a block for one new token of each of a few sequences, in one compiled call."""
+"""The attention half of a block for one new token of each of a few sequences, as a job of a compiled call."""
 
 import math
 from collections.abc import Sequence
@@ -7,13 +7,13 @@ from typing import NamedTuple
 
 import torch
 
-from moekit.kernels.library import library
-from moekit.kernels.one_query import JOB, Past, Turn, described_past
+from moekit.kernels.one_query import JOB, Past, described_past
 from moekit.kernels.products import Described, packed
-from moekit.tensors import Float, Tensor
+from moekit.kernels.token import ATTENTION, Rows, job
+from moekit.tensors import Tensor
 
 HEAD, TAIL = Struct("=7Q"), Struct("=qffii")
-"""What is around the products and the past in `moekit_step` of attention_step.cpp."""
+"""What is around the products and the past in `moekit_step` of token.h."""
 
 
 class Norms(NamedTuple):
@@ -26,31 +26,19 @@ class Norms(NamedTuple):
 
 
 def attention_step(
-    x: Float[Tensor, "B 1 D"],
-    norms: Norms,
-    layers: Sequence[Described],
-    turn: Turn,
-    past: Past,
-    scale: float,
-    clip: float | None,
-) -> tuple[Float[Tensor, "B 1 D"], Float[Tensor, "B 1 D"]]:
-    """x + attention(norm(x)), and the norm of that. `layers` are those of queries, keys, values and output.
+    rows: Rows, norms: Norms, layers: Sequence[Described], past: Past, scale: float, clip: float | None
+) -> bytes:
+    """The job that adds attention(norm(stream)) to the residual stream, and norms that. `layers` are those of queries,
+    keys, values and output.
 
-    Everything is in the type of `x`, bfloat16 or float32, and compiled code is there. Queries, keys and values lie
-    between -clip and clip.
+    Everything is in the type of the stream, bfloat16 or float32. Queries, keys and values lie between -clip and clip.
+    The length of the past is told when the job is done.
     """
-    compiled = library()
-    assert compiled is not None
-    x = x.contiguous()
-    total, normed = torch.empty_like(x), torch.empty_like(x)
     before, after, query, key = (*(each.data_ptr() for each in norms.weights), 0, 0)[:4]
-    rows = (x.data_ptr(), before, after, total.data_ptr(), normed.data_ptr(), query, key)
-    described = b"".join(packed(layer, x.dtype) for layer in layers)
-    heads = layers[0][1] // past.keys.shape[-1]
-    width = past.keys.shape[-1] if past.values is None else past.values.shape[-1]
-    seen = JOB.pack(0, 0, 0, *described_past(turn, past, heads, width, scale, narrow=False))
-    bound = math.inf if clip is None else clip
-    last = TAIL.pack(x.shape[-1], norms.epsilon, bound, x.dtype == torch.bfloat16, norms.whole)
-    step = b"".join((HEAD.pack(*rows), described, seen, last))
-    compiled.moekit_attention_step(step, torch.get_num_threads(), compiled.moekit_level())
-    return total, normed
+    stream, dtype, width = rows.stream.data_ptr(), rows.stream.dtype, rows.stream.shape[-1]
+    addresses = HEAD.pack(stream, before, after, stream, rows.normed.data_ptr(), query, key)
+    described = b"".join(packed(layer, dtype) for layer in layers)
+    key_width, value_width = past.keys.shape[-1], (past.keys if past.values is None else past.values).shape[-1]
+    seen = described_past(rows.turn, past, layers[0][1] // key_width, value_width, scale, narrow=False)
+    last = TAIL.pack(width, norms.epsilon, math.inf if clip is None else clip, dtype == torch.bfloat16, norms.whole)
+    return job(ATTENTION, b"".join((addresses, described, JOB.pack(0, 0, 0, *seen), last)))

@@ -1,7 +1,6 @@
 """Products with bfloat16 or quantised matrices: few rows read each once, at the speed of memory; many go in tiles."""
 
 import ctypes
-from array import array
 from collections.abc import Sequence
 from struct import Struct
 from typing import NamedTuple
@@ -33,9 +32,6 @@ class Expert(NamedTuple):
 
 Place = tuple[int, int, int, int, int, int]
 """Where a matrix lies: address, rows, numbers in a row, bytes from row to row, bits (16: bfloat16), size of groups."""
-
-Block = tuple[Place, Place, Sequence[int], Sequence[float]]
-"""As an `Expert`, in plain numbers; the matrices must live until it is computed."""
 
 
 def runs_here() -> bool:
@@ -72,22 +68,6 @@ def swiglu(
         for e, (tokens, weights) in zip(experts, kept, strict=True)
     ]
     return _swiglu(compiled, x, blocks, dtype)
-
-
-def swiglu_of_few(x: Float[Tensor, "T D"], blocks: Sequence[Block], dtype: torch.dtype) -> Float[Tensor, "T D"]:
-    """As `swiglu` where compiled code is there, for so few rows that a tensor operation more would be felt."""
-    compiled = library()
-    assert compiled is not None
-    tokens, weights = array("q"), array("f")
-    for block in blocks:
-        tokens.extend(block[2])
-        weights.extend(block[3])
-    (token, _), (weight, _), packed = tokens.buffer_info(), weights.buffer_info(), []
-    for gate_up, down, own, _ in blocks:
-        n = len(own)
-        packed.append(BLOCK.pack(*gate_up, *down, token, weight, n))
-        token, weight = token + 8 * n, weight + 4 * n
-    return _swiglu(compiled, x, packed, dtype)
 
 
 def placed(matrix: Tensor | Grouped) -> Place:

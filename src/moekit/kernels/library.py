@@ -52,8 +52,7 @@ SIGNATURES: dict[str, tuple[Any, ...]] = {
     "moekit_norm_backward": (c_void_p, c_int, c_int),
     "moekit_one_query": (c_void_p, c_int, c_int),
     "moekit_products": (c_void_p, c_int64, c_void_p, c_int64, *[c_int] * 4),
-    "moekit_attention_step": (c_void_p, c_int, c_int),
-    "moekit_mixture_step": (*[c_void_p] * 5, c_int, c_int64, c_int, c_int),
+    "moekit_token": (c_void_p, c_int64, c_int64, c_void_p, c_int, c_int),
     "moekit_norm_rows": (*[c_void_p] * 5, c_int64, c_int64, c_float, *[c_int] * 3),
     "moekit_squares": (c_void_p, c_int64, POINTER(c_double), c_int, c_int),
     "moekit_keep_memory": (),
@@ -62,7 +61,7 @@ SIGNATURES: dict[str, tuple[Any, ...]] = {
 }
 """What the compiled functions take; where threads and instruction set count, these come last."""
 
-RETURNS = {"moekit_level": c_int, "moekit_mixture_step": c_int}
+RETURNS = {"moekit_level": c_int, "moekit_token": c_int64}
 """What they return: most nothing."""
 
 

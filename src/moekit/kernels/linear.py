@@ -70,7 +70,8 @@ def place_in_file(
 
 def in_one_call(x: Tensor, rows: int) -> bool:
     """Whether there are so few rows that operations count, and compiled code that needs one for several products."""
-    return 0 < rows <= MOST and not torch.is_grad_enabled() and x.is_cpu and few_rows.runs_here()
+    fits = 0 < rows <= MOST and x.is_cpu and x.dtype in (torch.bfloat16, torch.float32)
+    return fits and not torch.is_grad_enabled() and few_rows.runs_here()
 
 
 def reads_once(x: Tensor, matrix: Tensor, rows: int) -> bool:

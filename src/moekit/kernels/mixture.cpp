@@ -7,29 +7,9 @@
 #include <numeric>
 
 #include "loops.h"
-#include "rows.h"
+#include "token.h"
 
 extern "C" {
-
-// Found, for each of n tokens: logits and scores of all experts, the chosen ones, best first, and their weights.
-struct moekit_choice {
-    float *logits, *scores, *weights;  // [n, n_experts], [n, n_experts], [n, top_k]
-    int64_t *experts;                  // [n, top_k]
-    const float *bias, *factor;        // [n_experts] or null: experts are ranked by score * factor + bias
-    int64_t n_experts, top_k, n_groups, top_k_groups, summed;
-    double epsilon, scale;
-    int32_t score, late, renormalise;  // 0 softmax, 1 sigmoid, 2 root of softplus; `late`: score the chosen experts alone
-};
-
-// The experts of a layer lie `gate_up_step` and `down_step` bytes apart, or where `table` says: both addresses of each, 0
-// where it is not in memory yet. Every token comes to the shared experts (none if `shared_down.out` is 0), by its weight.
-struct moekit_mixture {
-    moekit_matrix gate_up, down, shared_gate_up, shared_down;
-    const int64_t *table;         // [n_experts, 2] or null
-    const float *shared_weights;  // [n] or null: 1
-    int64_t gate_up_step, down_step, few;  // rows for each expert up to which this is the way; 0: any number
-};
-
 void moekit_swiglu_rows(const moekit_block *, int64_t, const void *, int, int64_t, int64_t, void *, int, int, int);
 void moekit_linear_rows(const moekit_matrix *, const void *, int, int64_t, void *, int, int, int);
 }
@@ -97,45 +77,69 @@ struct Come {
     std::vector<float> weights;
 };
 
+using Chosen = std::map<int64_t, Come>;
+
+Chosen choose_for_all(const moekit_mixture &mixture, const moekit_call &call, int threads, int level) {
+    const Choice &choice = mixture.choice;
+    Chosen found;
+    if (!mixture.centroids.out) return found;
+    float *logits = call.numbers + choice.logits, *scores = call.numbers + choice.scores, *weights = call.numbers + choice.weights;
+    int64_t *experts = call.places + choice.experts;
+    moekit_linear_rows(&mixture.centroids, mixture.x, mixture.narrow, mixture.n, logits, 0, threads, level);
+    for (int64_t t = 0; t < mixture.n; t++) {
+        const int64_t at = t * choice.n_experts, chosen = t * choice.top_k;
+        choose(choice, logits + at, scores + at, experts + chosen, weights + chosen);
+        for (int64_t place = chosen; place < chosen + choice.top_k; place++) {
+            Come &own = found[experts[place]];
+            own.tokens.push_back(t), own.weights.push_back(weights[place]);
+        }
+    }
+    return found;
+}
+
+// All rows, by the weights of the shared experts.
+Come everyone(const moekit_mixture &mixture, int threads, int level) {
+    Come all = {std::vector<int64_t>(mixture.n), std::vector<float>(mixture.n, 1.0f)};
+    std::iota(all.tokens.begin(), all.tokens.end(), 0);
+    if (!mixture.shared_gate.out) return all;
+    moekit_linear_rows(&mixture.shared_gate, mixture.x, mixture.narrow, mixture.n, all.weights.data(), 0, threads, level);
+    for (float &weight : all.weights) weight = 1 / (1 + std::exp(-weight));
+    return all;
+}
+
 moekit_matrix matrix_of(const moekit_matrix &first, int64_t step, const int64_t *table, int64_t expert) {
     moekit_matrix found = first;
     found.rows = table ? reinterpret_cast<const uint8_t *>(table[2 * expert]) : first.rows + expert * step;
     return found;
 }
 
+template <typename Number> void add(const Number *added, const Number *found, Number *y, int64_t n) {
+    for (int64_t i = 0; i < n; i++) narrow_to(y + i, widened(added[i]) + widened(found[i]));
+}
+
 }  // namespace
 
 extern "C" {
 
-// For n rows of x and y, bfloat16 if `narrow`, else float32; `centroids` holds a row for each expert. Returns 0 if y is
-// computed, else nothing is but the choice: 1 if a chosen expert is not in memory, 2 if there are too many rows.
-int moekit_mixture_step(const moekit_choice *choice, const moekit_matrix *centroids, const moekit_mixture *mixture,
-                        const void *x, void *y, int narrow, int64_t n, int threads, int level) {
-    moekit_linear_rows(centroids, x, narrow, n, choice->logits, 0, threads, level);
-    std::map<int64_t, Come> come;
-    for (int64_t t = 0; t < n; t++) {
-        const int64_t at = t * choice->n_experts, chosen = t * choice->top_k;
-        choose(*choice, choice->logits + at, choice->scores + at, choice->experts + chosen, choice->weights + chosen);
-        for (int64_t place = chosen; place < chosen + choice->top_k; place++) {
-            Come &own = come[choice->experts[place]];
-            own.tokens.push_back(t), own.weights.push_back(choice->weights[place]);
-        }
-    }
-    const int64_t *table = mixture->table;
-    for (const auto &[expert, own] : come)
-        if (table && !(table[2 * expert] && table[2 * expert + 1])) return 1;
-    if (mixture->few && n * choice->top_k > mixture->few * int64_t(come.size())) return 2;
+// Rows are bfloat16 if `narrow`, else float32. False where a chosen expert is not in memory: then nothing is but the choice.
+bool moekit_mixture_step(const moekit_mixture *mixture, const moekit_call *call, int threads, int level) {
+    const moekit_mixture &m = *mixture;
+    const Chosen chosen = choose_for_all(m, *call, threads, level);
+    for (const auto &[expert, own] : chosen)
+        if (m.table && !(m.table[2 * expert] && m.table[2 * expert + 1])) return false;
     std::vector<moekit_block> blocks;
-    for (const auto &[expert, own] : come)
-        blocks.push_back({matrix_of(mixture->gate_up, mixture->gate_up_step, table, expert),
-                          matrix_of(mixture->down, mixture->down_step, table ? table + 1 : nullptr, expert),
+    for (const auto &[expert, own] : chosen)
+        blocks.push_back({matrix_of(m.gate_up, m.gate_up_step, m.table, expert),
+                          matrix_of(m.down, m.down_step, m.table ? m.table + 1 : nullptr, expert),
                           own.tokens.data(), own.weights.data(), int64_t(own.tokens.size())});
-    std::vector<int64_t> everyone(n);
-    std::iota(everyone.begin(), everyone.end(), 0);
-    const std::vector<float> ones(n, 1.0f);
-    const float *weights = mixture->shared_weights ? mixture->shared_weights : ones.data();
-    if (mixture->shared_down.out) blocks.push_back({mixture->shared_gate_up, mixture->shared_down, everyone.data(), weights, n});
-    moekit_swiglu_rows(blocks.data(), blocks.size(), x, narrow, n, centroids->in, y, narrow, threads, level);
-    return 0;
+    const Come all = everyone(m, threads, level);
+    if (m.shared_down.out) blocks.push_back({m.shared_gate_up, m.shared_down, all.tokens.data(), all.weights.data(), m.n});
+    const int64_t size = m.n * m.width;
+    rows::Buffer<float> found(m.added ? size : 0);
+    void *y = m.added ? found.data() : m.y;
+    moekit_swiglu_rows(blocks.data(), blocks.size(), m.x, m.narrow, m.n, m.width, y, m.narrow, threads, level);
+    if (m.added && m.narrow) add((const uint16_t *)m.added, (const uint16_t *)y, (uint16_t *)m.y, size);
+    else if (m.added) add((const float *)m.added, (const float *)y, (float *)m.y, size);
+    return true;
 }
 }

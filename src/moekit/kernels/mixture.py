@@ -1,25 +1,26 @@
-"""A mixture for few tokens in one compiled call: scores, choice, the chosen experts and the shared ones."""
+"""A mixture for few tokens as a job of a compiled call: scores, choice, the chosen experts and the shared ones."""
 
 from array import array
+from collections.abc import Sequence
 from struct import Struct
 from typing import NamedTuple
 
 import torch
 
-from moekit.kernels.few_rows import MATRIX, Place
-from moekit.kernels.library import library
+from moekit.kernels.few_rows import Place
+from moekit.kernels.token import MIXTURE as MIXTURE_JOB
+from moekit.kernels.token import Found, job
 from moekit.tensors import Float, Int, Tensor
 
-CHOICE, MIXTURE = Struct("=6Q5q2d3i4x"), Struct("=" + 4 * "Qqqqii" + "QQqqq")
-"""How `moekit_choice` and `moekit_mixture` of mixture.cpp lie in memory."""
+CHOICE, MIXTURE = Struct("=4q2Q5q2d3i4x"), Struct("=" + 6 * "Qqqqii" + "Q2q3Q3q")
+"""How `moekit_choice` and the rest of `moekit_mixture` of token.h lie in memory."""
 
 SCORES = ("softmax", "sigmoid", "sqrt_softplus")
 """How a logit becomes a score, in the order of mixture.cpp."""
 
 NOWHERE: Place = (0, 0, 0, 0, 16, 0)
 
-COMPUTED, NOT_IN_MEMORY = 0, 1
-"""What the compiled call may return."""
+NO_CHOICE = bytes(CHOICE.size)
 
 
 class Way(NamedTuple):
@@ -41,65 +42,100 @@ class Way(NamedTuple):
 
 class Where(NamedTuple):
     """Where a layer's experts lie: the matrices of the first, and the bytes from one expert to the next; or, where each
-    was read on its own, a table of both addresses of each, 0 for those that were not. `few`: rows for each expert up to
-    which they are read row by row (0: any number)."""
+    was read on its own, a table of both addresses of each, 0 for those that were not."""
 
     gate_up: Place
     down: Place
     gate_up_step: int
     down_step: int
     table: "array[int] | None"
-    few: int
 
 
 class Shared(NamedTuple):
-    """The shared experts as one block, and the weight by which each token comes to it (None: 1)."""
+    """The shared experts as one block, to which each token comes by the sigmoid of `gate` (None: by 1)."""
 
     gate_up: Place
     down: Place
-    weights: Float[Tensor, " T"] | None
+    gate: Place | None = None
 
 
-class Mixed(NamedTuple):
-    """What the experts make of the tokens, if they were `computed`; each token's experts, best first, and their
-    weights; scores and logits of all experts in float32."""
+class Size(NamedTuple):
+    """Of a choice for `n` tokens."""
 
-    y: Float[Tensor, "T D"]
+    n: int
+    n_experts: int
+    top_k: int
+
+    @property
+    def numbers(self) -> int:
+        """Weights, scores and logits."""
+        return self.n * (2 * self.n_experts + self.top_k)
+
+    @property
+    def places(self) -> int:
+        """Chosen experts."""
+        return self.n * self.top_k
+
+
+class Chosen(NamedTuple):
+    """Each token's experts, best first, and their weights; scores and logits of all experts in float32."""
+
     experts: Int[Tensor, "T K"]
     weights: Float[Tensor, "T K"]
     scores: Float[Tensor, "T E"]
     logits: Float[Tensor, "T E"]
-    status: int
 
 
-def mixture_step(
-    x: Float[Tensor, "T D"],
+class Mixture(NamedTuple):
+    """The job, the size of its choice, and what must live until it is done."""
+
+    job: bytes
+    size: Size
+    kept: list[object]
+
+
+def room(sizes: Sequence[Size], states: Tensor | None = None) -> Found:
+    """Room for the choices of several jobs, one behind the other."""
+    numbers = torch.empty(sum(size.numbers for size in sizes), dtype=torch.float32)
+    return Found(numbers, torch.empty(sum(size.places for size in sizes), dtype=torch.int64), states)
+
+
+def chosen(sizes: Sequence[Size], found: Found) -> list[Chosen]:
+    """The choices that lie one behind the other."""
+    parts = [part for n, n_experts, top_k in sizes for part in (n * top_k, n * n_experts, n * n_experts)]
+    numbers, places = iter(found.numbers.split(parts)), found.places.split([size.places for size in sizes])
+    return [
+        Chosen(own.view(size.n, -1), *(next(numbers).view(size.n, -1) for _ in range(3)))
+        for size, own in zip(sizes, places, strict=True)
+    ]
+
+
+def mixture(
+    x: Float[Tensor, "*shape D"],
+    y: Float[Tensor, "*shape D"],
     centroids: Place,
     way: Way,
     steering: tuple[Float[Tensor, " E"] | None, Float[Tensor, " E"] | None],
     where: Where,
     shared: Shared | None,
-) -> Mixed:
-    """The mixture for tokens, bfloat16 or float32, where compiled code is there.
+    before: Sequence[Size] | None = None,
+) -> Mixture:
+    """The job that puts the mixture of `x` into `y`, or adds it where other choices come `before` that of this one.
 
-    Experts are ranked by score * factor + bias (`steering` is bias and factor), the first of equal ones before the
-    others; their weights come from the scores alone.
+    Both are of one type, bfloat16 or float32, and contiguous. Experts are ranked by score * factor + bias (`steering`:
+    bias, factor), the first of equal ones before the others; their weights come from the scores alone.
     """
-    compiled = library()
-    assert compiled is not None
-    x, n, n_experts, top_k = x.contiguous(), len(x), centroids[1], way.top_k
-    y, experts = torch.empty_like(x), torch.empty(n, top_k, dtype=torch.int64)
-    numbers = torch.empty(n * (2 * n_experts + top_k), dtype=torch.float32)
-    weights, scores, logits = numbers.split([n * top_k, n * n_experts, n * n_experts])
-    start = numbers.data_ptr()
-    steered = [None if each is None else each.float().contiguous() for each in steering]
+    size = Size(x.numel() // x.shape[-1], centroids[1], way.top_k)
+    weights, places = sum(each.numbers for each in before or ()), sum(each.places for each in before or ())
+    scores = weights + size.n * size.top_k
+    kept = [None if each is None else each.float().contiguous() for each in steering]
     choice = CHOICE.pack(
-        start + 4 * n * (top_k + n_experts),
-        start + 4 * n * top_k,
-        start,
-        experts.data_ptr(),
-        *(0 if each is None else each.data_ptr() for each in steered),
-        n_experts,
+        scores + size.n * size.n_experts,
+        scores,
+        weights,
+        places,
+        *(0 if each is None else each.data_ptr() for each in kept),
+        size.n_experts,
         *way[2:6],
         way.epsilon,
         way.scale,
@@ -107,20 +143,37 @@ def mixture_step(
         way.late,
         way.renormalise,
     )
-    table = 0 if where.table is None else where.table.buffer_info()[0]
+    job = choice_and_blocks(x, y, choice, centroids, where, shared, before is not None)
+    return Mixture(job, size, [*kept, where.table])
+
+
+def block(x: Float[Tensor, "*shape D"], y: Float[Tensor, "*shape D"], gate_up: Place, down: Place, adds: bool) -> bytes:
+    """As `mixture`, of one block to which all tokens come."""
+    where = Where(NOWHERE, NOWHERE, 0, 0, None)
+    return choice_and_blocks(x, y, NO_CHOICE, NOWHERE, where, Shared(gate_up, down), adds)
+
+
+def choice_and_blocks(
+    x: Tensor, y: Tensor, choice: bytes, centroids: Place, where: Where, shared: Shared | None, adds: bool
+) -> bytes:
+    """The job around a choice."""
     gate_up, down, gate = (NOWHERE, NOWHERE, None) if shared is None else shared
-    mixture = MIXTURE.pack(
+    to, width = y.data_ptr(), x.shape[-1]
+    blocks = MIXTURE.pack(
+        *centroids,
         *where.gate_up,
         *where.down,
         *gate_up,
         *down,
-        table,
-        0 if gate is None else gate.data_ptr(),
+        *(gate or NOWHERE),
+        0 if where.table is None else where.table.buffer_info()[0],
         where.gate_up_step,
         where.down_step,
-        where.few,
+        x.data_ptr(),
+        to if adds else 0,
+        to,
+        x.numel() // width,
+        width,
+        x.dtype == torch.bfloat16,
     )
-    rows = (x.data_ptr(), y.data_ptr(), x.dtype == torch.bfloat16, n)
-    threads, level = torch.get_num_threads(), compiled.moekit_level()
-    status = compiled.moekit_mixture_step(choice, MATRIX.pack(*centroids), mixture, *rows, threads, level)
-    return Mixed(y, experts, weights.view(n, -1), scores.view(n, -1), logits.view(n, -1), status)
+    return job(MIXTURE_JOB, choice + blocks)

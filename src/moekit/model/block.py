@@ -1,10 +1,14 @@
 """One block of the transformer: attention, then a dense or a mixture-of-experts feed-forward."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from torch import nn
 
 from moekit.config.model import MLAConfig, ModelConfig
+from moekit.kernels.linear import listened
+from moekit.kernels.mixture import Mixture, Size
+from moekit.kernels.token import Rows
 from moekit.model.attention import Context
 from moekit.model.cache import LayerCache
 from moekit.model.gqa import GroupedQueryAttention
@@ -43,14 +47,18 @@ class Block(nn.Module):
         context: Context,
         cache: LayerCache | None = None,
     ) -> BlockOutput:
-        x, normed = self._attended(x, context, cache)
+        x, normed = self.feed_forward_norm.of_sum(x, self.attention(self.attention_norm(x), context, cache))
         if isinstance(self.feed_forward, MoE):
             y, routing = self.feed_forward(normed, context.mask, context.ids, context.tasks, context.generator)
             return BlockOutput(x + y, routing)
         return BlockOutput(x + self.feed_forward(normed), None)
 
-    def _attended(self, x: Tensor, context: Context, cache: LayerCache | None) -> tuple[Tensor, Tensor]:
-        """The residual stream after attention, and its norm."""
-        before, after = self.attention_norm, self.feed_forward_norm
-        found = None if cache is None else self.attention.step(x, before, after, context, cache)
-        return found or after.of_sum(x, self.attention(before(x), context, cache))
+    def described(self, rows: Rows, cache: LayerCache, before: Sequence[Size]) -> tuple[bytes, Mixture | bytes] | None:
+        """The two jobs of compiled code that change the residual stream as this block does, for one new token that
+        sees all of its past; None where it would not be the same. Other choices come `before` that of this block."""
+        feed_forward, (x, y, _) = self.feed_forward, (rows.normed, rows.stream, rows.turn)
+        if listened(self) or listened(feed_forward):
+            return None
+        mixed = feed_forward.described(x, y, before) if isinstance(feed_forward, MoE) else feed_forward.described(x, y)
+        first = self.attention.described(rows, self.attention_norm, self.feed_forward_norm, cache)
+        return None if first is None or mixed is None else (first, mixed)

@@ -1,8 +1,13 @@
 """What attention remembers of earlier tokens while text is generated."""
 
+from typing import TYPE_CHECKING
+
 import torch
 
 from moekit.tensors import Tensor
+
+if TYPE_CHECKING:
+    from moekit.model.token_step import Program
 
 
 class LayerCache:
@@ -17,35 +22,39 @@ class LayerCache:
         """Add tensors [B, ..., S, width]; returns, in the same order, all so far: [B, ..., past + S, width]."""
         first = next(iter(new.values()))
         shapes = {name: (*value.shape[:-2], value.shape[-1]) for name, value in new.items()}
-        start, rooms = self.reserve(first.shape[-2], first, **shapes)
+        start, rooms = self.count(first.shape[-2]), self.room(first, **shapes)
         for room, value in zip(rooms, new.values(), strict=True):
             room[..., start : self.length, :] = value.detach()
         return [room[..., : self.length, :] for room in rooms]
 
-    def reserve(self, n_new: int, like: Tensor, **shapes: tuple[int, ...]) -> tuple[int, list[Tensor]]:
-        """Count `n_new` more tokens, which the caller writes: where the first goes, and the rooms.
-
-        A room is [B, ..., capacity, width] for a shape (B, ..., width); one that is new has the type of `like`.
-        """
+    def count(self, n_new: int) -> int:
+        """Count `n_new` more tokens, which the caller writes; returns where the first goes."""
         start, end = self.length, self.length + n_new
         if end > self.capacity:
             raise ValueError(f"the cache has room for {self.capacity} tokens, not {end}")
         self.length = end
+        return start
+
+    def room(self, like: Tensor, **shapes: tuple[int, ...]) -> list[Tensor]:
+        """All room for tensors by their names: [B, ..., capacity, width] for a shape (B, ..., width), of the type of
+        `like` where it is new."""
         for name, (*batch, width) in shapes.items():
             if name not in self.rooms:
                 self.rooms[name] = like.new_empty(*batch, self.capacity, width)
-        return start, [self.rooms[name] for name in shapes]
+        return [self.rooms[name] for name in shapes]
 
 
 class Cache:
     """The past of a batch of sequences: one LayerCache for each layer, and which places hold padding.
 
-    `n_layers` layers of room for `capacity` tokens. Memory is taken at the first use.
+    `n_layers` layers of room for `capacity` tokens. Memory is taken at the first use. `programs` is how compiled code
+    takes a token through the model, by what the rows are; like the past, it belongs to the model as it is.
     """
 
     def __init__(self, n_layers: int, capacity: int) -> None:
         self.layers = [LayerCache(capacity) for _ in range(n_layers)]
         self.mask: Tensor | None = None
+        self.programs: dict[object, Program | None] = {}
 
     @property
     def length(self) -> int:

@@ -5,9 +5,10 @@ from torch import nn
 from moekit.config.model import GQAConfig, ModelConfig
 from moekit.kernels import one_query
 from moekit.kernels.attention_step import Norms, attention_step
-from moekit.kernels.linear import Linear, in_one_call, listened
+from moekit.kernels.linear import Linear, listened
 from moekit.kernels.one_query import Past
 from moekit.kernels.products import described
+from moekit.kernels.token import Rows
 from moekit.model.attention import Context, attend
 from moekit.model.cache import LayerCache
 from moekit.model.norm import RMSNorm, norms_alike
@@ -63,31 +64,29 @@ class GroupedQueryAttention(nn.Module):
         """Whether the new token is one, sees all of the past, and compiled code attends."""
         return x.shape[1] == 1 and context.visible is None and one_query.runs_here(x)
 
-    def step(
-        self, x: Float[Tensor, "B S D"], before: RMSNorm, after: RMSNorm, context: Context, cache: LayerCache
-    ) -> tuple[Float[Tensor, "B S D"], Float[Tensor, "B S D"]] | None:
-        """x + self(before(x)), and `after` of that, in one compiled call; None where it would not be the same."""
-        a, dtype = self.shape, x.dtype
-        if listened(self) or not in_one_call(x, len(x)) or not self._decodes(x, context):
-            return None
+    def described(self, rows: Rows, before: RMSNorm, after: RMSNorm, cache: LayerCache) -> bytes | None:
+        """The job of compiled code that adds self(before(x)) to the residual stream and norms that by `after`, for one
+        new token that sees all of its past; None where it would not be the same."""
+        a, dtype = self.shape, rows.stream.dtype
         norms = (before, after) if a.qk_norm == "none" else (before, after, self.q_norm, self.k_norm)
         layers = [each for layer in (self.q, self.k, self.v, self.out) if (each := described(layer, dtype))]
-        if len(layers) < 4 or not norms_alike(norms, dtype):
+        if len(layers) < 4 or listened(self) or not norms_alike(norms, dtype):
             return None
         weights = Norms(tuple(each.weight for each in norms), a.qk_norm == "full", before.epsilon)
-        past = self._past(x, cache)
-        return attention_step(x, weights, layers, turn(context.rotation), past, self.scale, a.clip_qkv)
+        return attention_step(rows, weights, layers, self._past(rows.stream, cache), self.scale, a.clip_qkv)
 
     def _one_token(self, x: Float[Tensor, "B 1 D"], context: Context, cache: LayerCache) -> Float[Tensor, "B 1 D"]:
         """Three products, one call over the past, and the output's product."""
         a, batch = self.shape, len(x)
         q, k, v = self._normed(self.q(x), self.k(x), self.v(x))
         q, k, v = (y.reshape(batch, -1, a.head_dim) for y in (q, k, v))
-        heads = one_query.attend(q, k, v, turn(context.rotation), self._past(x, cache), self.scale, a.head_dim)
+        past = self._past(x, cache)
+        cache.count(1)
+        heads = one_query.attend(q, k, v, turn(context.rotation), past, self.scale, a.head_dim)
         return self.out(heads.view(batch, 1, -1))
 
     def _past(self, x: Tensor, cache: LayerCache) -> Past:
-        """The room for keys and values, with one more place taken."""
+        """The room for keys and values of tokens like `x`."""
         shape = (len(x), self.shape.n_kv_heads, self.shape.head_dim)
-        length, (keys, values) = cache.reserve(1, x, k=shape, v=shape)
-        return Past(keys, values, length)
+        keys, values = cache.room(x, k=shape, v=shape)
+        return Past(keys, values, cache.length)

@@ -60,8 +60,8 @@ class LatentAttention(nn.Module):
         heads = self._expanded(q_nope, q_rope, latent, k_rope, context)
         return self.out(heads.transpose(1, 2).flatten(2))
 
-    def step(self, *_: object) -> None:
-        """There is no compiled call for all of it."""
+    def described(self, *_: object) -> None:
+        """There is no job of compiled code for it."""
 
     def _one_token(self, x: Float[Tensor, "B 1 D"], context: Context, cache: LayerCache) -> Float[Tensor, "B 1 D"]:
         """As `_absorbed`, by compiled code, which turns, appends and attends in one call."""
@@ -75,8 +75,8 @@ class LatentAttention(nn.Module):
         key = torch.cat([self.kv_a_norm(latent), k_rope], dim=-1)
         w_uk, w_uv = self._up_projections()
         q_latent = torch.bmm(q_nope.transpose(0, 1), w_uk).transpose(0, 1)
-        length, (room,) = cache.reserve(1, key, latent=(batch, key.shape[-1]))
-        past = Past(room.unsqueeze(1), None, length)
+        (room,) = cache.room(key, latent=(batch, key.shape[-1]))
+        past = Past(room.unsqueeze(1), None, cache.count(1))
         query = torch.cat([q_latent, q_rope], dim=-1)
         summed = one_query.attend(query, key, None, turn(context.rotation), past, self.scale, a.kv_lora_rank)
         heads = torch.bmm(summed.transpose(0, 1), w_uv.mT).transpose(0, 1).reshape(batch, 1, -1)

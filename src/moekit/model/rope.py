@@ -1,6 +1,7 @@
 """Rotary positions in both layouts, and their scalings for longer contexts (arXiv 2104.09864, 2309.00071)."""
 
 import math
+from functools import lru_cache
 from typing import Literal, NamedTuple
 
 import torch
@@ -22,7 +23,8 @@ def rotation(config: RopeConfig, width: int, positions: Int[Tensor, "*positions"
     """The rotation of each position for rotary vectors of `width`, in float32."""
     angles = positions.unsqueeze(-1).float() * frequencies(config, width, positions.device)
     factor = rotation_factor(config)
-    return Rotation(angles.cos() * factor, angles.sin() * factor, config.layout)
+    cos, sin = angles.cos(), angles.sin()
+    return Rotation(cos, sin, config.layout) if factor == 1 else Rotation(cos * factor, sin * factor, config.layout)
 
 
 def rotate(x: Float[Tensor, "B H S C"], by: Rotation) -> Float[Tensor, "B H S C"]:
@@ -65,8 +67,10 @@ def temperature(factor: float, mscale: float) -> float:
     return 1.0 if factor <= 1 or mscale == 0 else 0.1 * mscale * math.log(factor) + 1.0
 
 
+@lru_cache(maxsize=16)
+@torch.inference_mode(False)
 def frequencies(config: RopeConfig, width: int, device: torch.device) -> Float[Tensor, " half"]:
-    """Radians per position of each pair of dimensions."""
+    """Radians per position of each pair of dimensions, not to be written to."""
     exponent = torch.arange(0, width, 2, dtype=torch.float32, device=device) / width
     plain = 1.0 / config.theta**exponent
     match config.scaling:

@@ -1,6 +1,6 @@
 """The language model: embedding, blocks, head, and the optional module that predicts a second token."""
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import nn
@@ -14,6 +14,7 @@ from moekit.model.init import initialise
 from moekit.model.mtp import MultiTokenPrediction
 from moekit.model.norm import RMSNorm
 from moekit.model.rope import rotation
+from moekit.model.token_step import token_step
 from moekit.moe.layer import MoE
 from moekit.moe.routing import Routing
 from moekit.tensors import Bool, Float, Int, Tensor
@@ -89,6 +90,9 @@ class Transformer(nn.Module):
         """As `forward`, without the head."""
         context = self._context(ids, cache, mask)._replace(tasks=tasks, generator=generator)
         x = self.embedding(ids)
+        blocks = cast(list[Block], [*self.layers])
+        if cache is not None and (found := token_step(blocks, self.norm, x, context, cache)) is not None:
+            return Hidden(found[0], tuple(found[1]))
         routings = []
         caches = [None] * self.config.n_layers if cache is None else cache.layers
         for layer, own in zip(self.layers, caches, strict=True):

@@ -3,7 +3,7 @@
 from array import array
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import nn
@@ -27,6 +27,7 @@ FEW = 3
 (docs/speed.md)."""
 
 
+@runtime_checkable
 class Stored(Protocol):
     """Experts that are still on disk."""
 
@@ -89,16 +90,16 @@ class Experts(nn.Module):
         way."""
         if self._drops() or self.round_inner is not None or listened(self):
             return None
-        stored, few = self.stored, 0 if self.groups is not None else FEW
+        stored = self.stored
         if stored is not None:
             shapes, table = stored.shapes, stored.addresses
             first, second = (place_in_file(shape, stored.dtype, self.groups, dtype) for shape in shapes)
-            return None if first is None or second is None else Where(first, second, 0, 0, table, few)
+            return None if first is None or second is None else Where(first, second, 0, 0, table)
         gate_up, down = self.gate_up, self.down
         first, second = place_of(gate_up, self.groups, dtype), place_of(down, self.groups, dtype)
         if first is None or second is None:
             return None
-        return Where(first, second, gate_up.stride(0) * gate_up.itemsize, down.stride(0) * down.itemsize, None, few)
+        return Where(first, second, gate_up.stride(0) * gate_up.itemsize, down.stride(0) * down.itemsize, None)
 
     def plan(self, x: Float[Tensor, "T D"], routing: Routing) -> Dispatch:
         """The rows of tokens like `x` by expert, as `forward` likes them best."""

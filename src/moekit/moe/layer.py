@@ -1,5 +1,6 @@
 """The mixture-of-experts layer: route, dispatch, compute, combine, add the shared experts."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -7,9 +8,10 @@ from torch import nn
 
 from moekit.config.moe import MoEConfig
 from moekit.kernels.linear import Linear, in_one_call, listened
-from moekit.kernels.mixture import COMPUTED, NOT_IN_MEMORY, Shared, mixture_step
+from moekit.kernels.mixture import Mixture, Shared, Size, chosen, mixture, room
+from moekit.kernels.token import run
 from moekit.moe.balance import active_rules, build_balance, selection_bias, selection_factor
-from moekit.moe.experts import Experts
+from moekit.moe.experts import Experts, Stored
 from moekit.moe.router import Router
 from moekit.moe.routing import Routing
 from moekit.moe.stats import Observed, observe
@@ -93,32 +95,37 @@ class MoE(nn.Module):
         if self.router.capacity is not None:
             self.router.capacity.after_step(observed.load, observed.tokens)
 
-    def _in_one_call(self, x: Float[Tensor, "T D"], n_sequences: int, mask: Tensor | None) -> MoEOutput | None:
-        """Few tokens' routing, and what it, `combine` and `_with_shared` make of them; None where it is not for it."""
+    def described(
+        self, x: Float[Tensor, "*shape D"], y: Float[Tensor, "*shape D"], before: Sequence[Size] | None = None
+    ) -> Mixture | None:
+        """The job of compiled code that puts what this layer makes of few tokens into `y`, or adds it, where other
+        choices come `before`; None where it would not be the same."""
         router, shared, way = self.router, self.shared, self.router.rule.way()
-        if (
-            way is None
-            or not in_one_call(x, len(x))
-            or listened(router)
-            or self.config.shared_average
-            or router.limits()
-        ):
+        if way is None or listened(router) or self.config.shared_average or router.limits():
             return None
         centroids, where = router.place(x.dtype), self.experts.where(x.dtype)
         places = None if shared is None else shared.places(x.dtype)
+        gate = None if self.shared_gate is None else self.shared_gate.place(x.dtype)
         if centroids is None or where is None or (shared is not None and places is None):
             return None
-        gate = None if self.shared_gate is None else torch.sigmoid(self.shared_gate(x)).flatten().float()
-        steering = selection_bias(self.balance), selection_factor(self.balance)
-        everyone = None if places is None else Shared(*places, gate)
-        found = mixture_step(x, centroids, way, steering, where, everyone)
-        if found.status == NOT_IN_MEMORY and self.experts.stored is not None:
-            for expert in set(found.experts.flatten().tolist()):
-                self.experts.stored(expert)
-            found = mixture_step(x, centroids, way, steering, where, everyone)
-        if found.status != COMPUTED:
+        if self.shared_gate is not None and gate is None:
             return None
-        return MoEOutput(found.y, Routing(*found[1:5], n_sequences, None, mask))
+        steering = selection_bias(self.balance), selection_factor(self.balance)
+        return mixture(x, y, centroids, way, steering, where, None if places is None else Shared(*places, gate), before)
+
+    def _in_one_call(self, x: Float[Tensor, "T D"], n_sequences: int, mask: Tensor | None) -> MoEOutput | None:
+        """The layer's output for few tokens; None where it is not for one compiled call."""
+        if not in_one_call(x, len(x)):
+            return None
+        x = x.contiguous()
+        described = self.described(x, y := torch.empty_like(x))
+        if described is None:
+            return None
+        found = room([described.size])
+        (choice,) = chosen([described.size], found)
+        while not run(described.job, found):
+            read(self.experts.stored, choice.experts)
+        return MoEOutput(y, Routing(*choice, n_sequences, None, mask))
 
     def _with_shared(self, x: Float[Tensor, "T D"], y: Float[Tensor, "T D"], routing: Routing) -> Float[Tensor, "T D"]:
         if self.shared is None:
@@ -134,3 +141,10 @@ class MoE(nn.Module):
             lost = (routing.served < 0).all(dim=-1) & (routing.experts >= 0).any(dim=-1)
             shared = shared.masked_fill(lost.unsqueeze(-1), 0)
         return y + shared
+
+
+def read(stored: Stored | None, experts: Int[Tensor, "T K"]) -> None:
+    """Bring experts into memory that a compiled call found to be on disk."""
+    assert stored is not None
+    for expert in set(experts.flatten().tolist()):
+        stored(expert)

@@ -5,9 +5,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from moekit.kernels import experts as compiled
-from moekit.kernels import few_rows
 from moekit.kernels.few_rows import Place
-from moekit.kernels.linear import Linear, in_one_call, reads_once
+from moekit.kernels.linear import Linear, in_one_call, listened, reads_once
+from moekit.kernels.mixture import block, room
+from moekit.kernels.token import run
 from moekit.moe import quantised
 from moekit.moe.compiled_block import CompiledBlock
 from moekit.moe.dispatch import everything
@@ -26,8 +27,9 @@ class SwiGLU(nn.Module):
     def forward(self, x: Float[Tensor, "*shape D"]) -> Float[Tensor, "*shape D"]:
         rows = x.numel() // max(x.shape[-1], 1)
         if in_one_call(x, rows) and (places := self.places(x.dtype)) is not None:
-            everyone = (*places, range(rows), [1.0] * rows)
-            return few_rows.swiglu_of_few(x.reshape(rows, -1), [everyone], x.dtype).view_as(x)
+            x = x.contiguous()
+            run(block(x, y := torch.empty_like(x), *places, adds=False), room([]))
+            return y
         groups = self.gate_up.groups
         if groups is not None and groups == self.down.groups:
             return quantised.swiglu(x, self.gate_up.weight, self.down.weight, groups)
@@ -42,15 +44,21 @@ class SwiGLU(nn.Module):
     def places(self, dtype: torch.dtype) -> tuple[Place, Place] | None:
         """Where the two matrices lie, for compiled code that takes this block and others in one call with rows of
         `dtype`; None where that would not be the same."""
-        if self._forward_hooks or self._forward_pre_hooks:
+        if listened(self):
             return None
         gate_up, down = self.gate_up.place(dtype), self.down.place(dtype)
         return None if gate_up is None or down is None else (gate_up, down)
 
+    def described(self, x: Float[Tensor, "*shape D"], y: Float[Tensor, "*shape D"]) -> bytes | None:
+        """The job of compiled code that adds what this block makes of few tokens to `y`; None where it would not be
+        the same."""
+        places = self.places(x.dtype)
+        return None if places is None else block(x, y, *places, adds=True)
+
     def _as_one_expert(self, x: Tensor, rows: int) -> bool:
         """Whether the compiled expert block computes the same: nothing is quantised or listens to the two products."""
         products = (self.gate_up, self.down)
-        if any(each.groups is not None or each._forward_pre_hooks or each._forward_hooks for each in products):
+        if any(each.groups is not None or listened(each) for each in products):
             return False
         few = reads_once(x, x, rows)
         return rows > 0 and not few and x.dtype == self.down.weight.dtype and compiled.computes(x, self.inner_width)

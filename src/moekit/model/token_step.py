@@ -1,0 +1,99 @@
+"""One new token of each of a few sequences through all blocks, in one compiled call."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from moekit.kernels.linear import in_one_call
+from moekit.kernels.mixture import Mixture, Size, chosen, room
+from moekit.kernels.one_query import Turn
+from moekit.kernels.token import Rows, last_norm, run
+from moekit.model.attention import Context
+from moekit.model.block import Block
+from moekit.model.cache import Cache
+from moekit.model.norm import RMSNorm
+from moekit.model.rope import turn
+from moekit.moe.experts import Experts, Stored
+from moekit.moe.layer import MoE, read
+from moekit.moe.routing import Routing
+from moekit.tensors import Float, Tensor
+
+
+class Program(NamedTuple):
+    """A token's way through the blocks of a model, prepared once: packing it anew takes a twentieth of a token's time.
+
+    `mixtures` tells by the place of a job what reads its experts, and the size of its choice. `hooks` are those of all
+    modules that are passed by; whoever listens must hear. `kept` is all that the jobs point to.
+    """
+
+    jobs: bytes
+    n_jobs: int
+    rows: Rows
+    mixtures: dict[int, tuple[Stored | None, Size]]
+    hooks: list[dict[int, Any]]
+    modules: list[nn.Module]
+    kept: list[object]
+
+    def holds(self) -> bool:
+        """Whether nobody listens, and nobody trains."""
+        return not any(self.hooks) and not any(module.training for module in self.modules)
+
+
+def token_step(
+    blocks: Sequence[Block], norm: RMSNorm, x: Float[Tensor, "B S D"], context: Context, cache: Cache
+) -> tuple[Float[Tensor, "B S D"], list[Routing]] | None:
+    """The norm of what the blocks make of `x`, and their routings; None where it would not be the same."""
+    if x.shape[1] != 1 or context.visible is not None or not in_one_call(x, len(x)):
+        return None
+    now, key = turn(context.rotation), (len(x), x.dtype)
+    if key not in cache.programs:
+        cache.programs[key] = prepared(blocks, norm, x, now, cache)
+    program = cache.programs[key]
+    if program is None or not program.holds():
+        return None
+    rows, past = program.rows, cache.length
+    for given, own in ((x, rows.stream), (now.cos, rows.turn.cos), (now.sin, rows.turn.sin)):
+        own.copy_(given)
+    for layer in cache.layers:
+        layer.count(1)
+    sizes = [size for _, size in program.mixtures.values()]
+    found = room(sizes, torch.empty_like(x))
+    choices, done = chosen(sizes, found), 0
+    while (done := run(program.jobs, found, past, done)) < program.n_jobs:
+        stored, _ = program.mixtures[done]
+        read(stored, choices[list(program.mixtures).index(done)].experts)
+    assert found.states is not None
+    return found.states, [Routing(*choice, len(x)) for choice in choices]
+
+
+def prepared(blocks: Sequence[Block], norm: RMSNorm, x: Tensor, now: Turn, cache: Cache) -> Program | None:
+    """The program for rows like `x`; None where compiled code would not do what the blocks do."""
+    # What is made in inference mode could be written to in inference mode alone.
+    with torch.inference_mode(False):
+        own = now._replace(cos=now.cos.clone(), sin=now.sin.clone())
+        rows = Rows(torch.empty_like(x), torch.empty_like(x), own)
+    jobs, mixtures, kept = list[bytes](), dict[int, tuple[Stored | None, Size]](), list[object](rows)
+    modules = [module for each in (*blocks, norm) for module in each.modules()]
+    for block, layer in zip(blocks, cache.layers, strict=True):
+        found = block.described(rows, layer, [size for _, size in mixtures.values()])
+        if found is None:
+            return None
+        first, second = found
+        if isinstance(second, Mixture):
+            assert isinstance(block.feed_forward, MoE)
+            mixtures[len(jobs) + 1] = block.feed_forward.experts.stored, second.size
+            kept += second.kept
+            second = second.job
+        jobs += (first, second)
+        kept += layer.rooms.values()
+    if not norm.readable(x.dtype):
+        return None
+    jobs.append(last_norm(rows, norm.weight, norm.epsilon))
+    # A parameter that is replaced must not leave the jobs an address of nothing.
+    for module in modules:
+        if not (isinstance(module, Experts) and module.stored is not None):
+            kept += [parameter.detach() for parameter in module.parameters(recurse=False)]
+    hooks = [hook for module in modules for hook in (module._forward_hooks, module._forward_pre_hooks)]
+    return Program(b"".join(jobs), len(jobs), rows, mixtures, hooks, modules, kept)
