@@ -89,6 +89,11 @@ def test_an_expert_with_more_rows_than_the_cache_holds(dtype: torch.dtype) -> No
     check(Case(1, dtype, (1200, 2, 1, 512, 64), skew=0.3))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_expert_with_more_rows_than_threads_share_room_for(dtype: torch.dtype) -> None:
+    check(Case(2, dtype, (40_000, 1, 1, 144, 16)))
+
+
 @settings(max_examples=20)
 @given(case=cases(), threads=st.sampled_from([1, 2, 4]))
 def test_the_result_does_not_depend_on_the_number_of_threads(case: Case, threads: int) -> None:

@@ -9,11 +9,16 @@ import torch
 
 from moekit.kernels.one_query import JOB, Past, described_past
 from moekit.kernels.products import Described, packed
-from moekit.kernels.token import ATTENTION, Rows, job
-from moekit.tensors import Tensor
+from moekit.kernels.token import ATTENTION, LATENT_ATTENTION, Rows, job
+from moekit.tensors import Float, Tensor
 
 HEAD, TAIL = Struct("=7Q"), Struct("=qffii")
 """What is around the products and the past in `moekit_step` of token.h."""
+
+LATENT_HEAD, LATENT_TAIL = Struct("=8Q"), Struct("=3q2fq")
+"""The same of `moekit_latent_step`."""
+
+NO_LAYER: Described = (0, 0, 0, 0, 16, 0, 0)
 
 
 class Norms(NamedTuple):
@@ -42,3 +47,33 @@ def attention_step(
     seen = described_past(rows.turn, past, layers[0][1] // key_width, value_width, scale, narrow=False)
     last = TAIL.pack(width, norms.epsilon, math.inf if clip is None else clip, dtype == torch.bfloat16, norms.whole)
     return job(ATTENTION, b"".join((addresses, described, JOB.pack(0, 0, 0, *seen), last)))
+
+
+class Latent(NamedTuple):
+    """Shape and weights of latent attention (arXiv 2405.04434, section 2.1)."""
+
+    n_heads: int
+    nope: int
+    value: int
+    latent: int
+    query_norm: Float[Tensor, " R"] | None
+    latent_norm: Float[Tensor, " L"]
+    kv_b: Float[Tensor, "O L"]
+    epsilon: float
+
+
+def latent_attention_step(
+    rows: Rows, norms: Norms, layers: Sequence[Described | None], latent: Latent, past: Past, scale: float
+) -> bytes:
+    """As `attention_step` for latent attention; `layers` are those of queries, of queries from their latent (None:
+    there is none), of latent and rotary key, and of the output. The past is [B 1 capacity latent + rope]."""
+    before, after = (each.data_ptr() for each in norms.weights)
+    dtype, stream = rows.stream.dtype, rows.stream.data_ptr()
+    query_norm = 0 if latent.query_norm is None else latent.query_norm.data_ptr()
+    weights = (query_norm, latent.latent_norm.data_ptr(), latent.kv_b.data_ptr())
+    addresses = LATENT_HEAD.pack(stream, before, after, stream, rows.normed.data_ptr(), *weights)
+    described = b"".join(packed(layer or NO_LAYER, dtype) for layer in layers)
+    seen = described_past(rows.turn, past, latent.n_heads, latent.latent, scale, narrow=False)
+    sizes = (rows.stream.shape[-1], latent.nope, latent.value)
+    last = LATENT_TAIL.pack(*sizes, norms.epsilon, latent.epsilon, dtype == torch.bfloat16)
+    return job(LATENT_ATTENTION, b"".join((addresses, described, JOB.pack(0, 0, 0, *seen), last)))

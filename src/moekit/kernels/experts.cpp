@@ -1,7 +1,7 @@
 // The expert block of a mixture of experts, forward and backward, for many tokens: y[t] = sum over its experts of
-// w down (silu(gate x[t]) * up x[t]). Each product is one pass of tiles over a matrix where it lies; what comes between the
-// products is done while a tile is in the cache. Hidden values are kept as [row of the matrix][token], expert by expert, the
-// tokens of each filled up to whole vectors with zeros.
+// w down (silu(gate x[t]) * up x[t]). What comes between the products is done while a tile is in the cache. Forward,
+// matrices are read where they lie and tokens are packed as columns; backward, tokens are rows, and what runs along the
+// other dimension is packed: so no matrix is ever transposed. Hidden values are kept as rows of [gate, up], one a token.
 
 #include <malloc.h>
 #include <memory>
@@ -38,9 +38,13 @@ namespace {
 using namespace tiles;
 
 constexpr int64_t PACKED = 3 << 18;  // bytes of packed columns that stay in a core's second cache
+constexpr int64_t SHARED = 4 << 20;  // and in the one that cores share
 
 // Rows of an expert that are computed together: their columns are packed once and meet every strip of its matrices.
 struct Chunk { int64_t expert, begin, n; };
+
+// Rows of an expert's matrix, down or gate_up, whose gradients are computed together.
+struct Part { int64_t expert, begin, n; bool down; };
 
 struct Scratch {
     std::unique_ptr<Word[]> room;
@@ -58,7 +62,7 @@ template <class Type> struct Block {
 
     // `widest` is the longest inner dimension of the products with packed columns.
     Block(const moekit_experts &experts, int64_t widest) : e(experts), chunks(experts.n_groups) {
-        const int64_t room = std::max<int64_t>(COLUMNS, PACKED / (4 * words(widest)) / COLUMNS * COLUMNS);
+        const int64_t room = std::max<int64_t>(COLUMNS, PACKED / (4 * words(widest)) / LANES * LANES);
         for (int64_t g = 0; g < e.n_groups; g++) {
             for (int64_t i = e.groups[g]; i < e.groups[g + 1]; i++) {
                 const int64_t n = e.bounds[i + 1] - e.bounds[i];
@@ -71,8 +75,7 @@ template <class Type> struct Block {
         }
     }
 
-    // At most `room` rows, so that as many threads as there are for `n` rows end together. Chunks begin at whole vectors:
-    // each writes its last one whole.
+    // At most `room` rows, in whole vectors, so that as many threads as there are for `n` rows end together.
     static int64_t chunk_size(int64_t n, int64_t room, int64_t threads) {
         const int64_t least = (n + room - 1) / room;
         int64_t found = 0, shortest = INT64_MAX;
@@ -85,14 +88,26 @@ template <class Type> struct Block {
     }
 
     static int64_t words(int64_t n) { return n / Type::PER_WORD; }
-    static int64_t packed(int64_t inner, int64_t columns) { return 4 * words(inner) * up_to(columns, COLUMNS); }
+    static int64_t packed(int64_t inner, int64_t columns) { return 4 * words(inner) * panels(columns) * COLUMNS; }
     static int vectors(int64_t columns) { return int(std::min<int64_t>(VECTORS, (columns + LANES - 1) / LANES)); }
     const Number *gate_up(int64_t i) const { return (const Number *)e.gate_up[i]; }
     const Number *down(int64_t i) const { return (const Number *)e.down[i]; }
-    int64_t padded(int64_t i) const { return up_to(e.bounds[i + 1] - e.bounds[i], LANES); }
+    static Left rows_from(const Number *at, int64_t stride) { return {(const Word *)at, words(stride), 1}; }
 
-    // silu(gate) * up of a strip and a panel, into the panel of the second product; gate and up are kept if wanted.
-    void activate(const float *gate, const float *up, int64_t row, int used, Word *panel, Number *kept, int64_t stride) const {
+    // The matrix that this thread is likely to need after expert i's. An expert without rows may have none.
+    const Number *following(const void *const *matrices, int64_t i) const {
+        const void *found = matrices[std::min(i + e.threads, e.n_experts - 1)];
+        return (const Number *)(found ? found : matrices[i]);
+    }
+
+    // Strip s asks for its lines of the next broad panel, whose numbers lie in rows `stride` apart.
+    static Asked line(const Number *panel, int64_t stride, int64_t s) {
+        const int64_t lines = BROAD * sizeof(Number) / LINE, row = s % Type::PER_WORD, at = s / Type::PER_WORD % lines;
+        return {(const char *)(panel + row * stride) + at * LINE, int64_t(Type::PER_WORD * stride * sizeof(Number))};
+    }
+
+    // silu(gate) * up of a strip and a panel, into the panel of the second product.
+    void activate(const float *gate, const float *up, int64_t row, int used, Word *panel) const {
         for (int r = 0; r < STRIP; r += Type::PER_WORD)
             for (int v = 0; v < used; v++) {
                 __m512 inner[2];
@@ -100,116 +115,123 @@ template <class Type> struct Block {
                     const int64_t at = (r + i) * COLUMNS + v * LANES;
                     const __m512 g = _mm512_loadu_ps(gate + at), u = _mm512_loadu_ps(up + at);
                     inner[i] = _mm512_mul_ps(_mm512_mul_ps(g, sigmoid(g)), u);
-                    if (!kept) continue;
-                    Type::store(kept + (row + r + i) * stride + v * LANES, g);
-                    Type::store(kept + (e.inner + row + r + i) * stride + v * LANES, u);
                 }
                 _mm512_storeu_si512(panel + words(row + r) * COLUMNS + v * LANES, Type::words(inner[0], inner[Type::PER_WORD - 1]));
             }
     }
 
     void forward_chunk(const Chunk &c, const Number *x, Number *rows, Scratch &one, Scratch &two) const {
-        const int64_t width = words(e.width), inner = words(e.inner), begin = e.bounds[c.expert] + c.begin, stride = padded(c.expert);
+        const int64_t width = words(e.width), inner = words(e.inner), begin = e.bounds[c.expert] + c.begin;
         Word *in = one.take<Word>(packed(e.width, c.n)), *between = two.take<Word>(packed(e.inner, c.n));
-        Number *kept = e.hidden ? (Number *)e.hidden[c.expert] + c.begin : nullptr;
-        pack_rows(x, e.width, e.tokens + begin, c.n, width, in);
+        Number *kept = e.hidden ? (Number *)e.hidden[c.expert] + 2 * c.begin * e.inner : nullptr;
+        in_panels(c.n, [&](int64_t p, int64_t first, int64_t n) { pack_rows(x, e.width, e.tokens + begin + first, n, width, in + p * width * COLUMNS); });
         Found gate, up;
         for (int64_t i = 0; i < e.inner; i += STRIP)
-            for (int64_t p = 0; p < c.n; p += COLUMNS) {
-                const int used = vectors(c.n - p);
-                const Number *matrix = gate_up(c.expert) + i * e.width;
-                strip<Type>(matrix, e.width, in + p * width, width, c.n - p, gate);
-                strip<Type>(matrix + e.inner * e.width, e.width, in + p * width, width, c.n - p, up);
-                activate(gate, up, i, used, between + p * inner, kept ? kept + p : nullptr, stride);
-            }
+            in_panels(c.n, [&](int64_t p, int64_t first, int64_t n) {
+                const Number *matrix = gate_up(c.expert) + i * e.width, *other = matrix + e.inner * e.width;
+                const Word *panel = in + p * width * COLUMNS;
+                const bool last = i + STRIP == e.inner;
+                strip<Type>(matrix, e.width, panel, width, n, gate, last ? down(c.expert) : matrix + STRIP * e.width);
+                strip<Type>(other, e.width, panel, width, n, up, last ? down(c.expert) + words(e.width) : other + STRIP * e.width);
+                activate(gate, up, i, vectors(n), between + p * inner * COLUMNS);
+                if (!kept) return;
+                put_columns<Type>(gate, n, kept + 2 * first * e.inner + i, 2 * e.inner);
+                put_columns<Type>(up, n, kept + (2 * first + 1) * e.inner + i, 2 * e.inner);
+            });
         for (int64_t d = 0; d < e.width; d += STRIP)
-            for (int64_t p = 0; p < c.n; p += COLUMNS) {
-                strip<Type>(down(c.expert) + d * e.inner, e.inner, between + p * inner, inner, c.n - p, gate);
-                put_columns<Type>(gate, std::min<int64_t>(COLUMNS, c.n - p), rows + (begin + p) * e.width + d, e.width);
-            }
+            in_panels(c.n, [&](int64_t p, int64_t first, int64_t n) {
+                const Number *matrix = down(c.expert) + d * e.inner;
+                const Number *next = d + STRIP == e.width ? following(e.gate_up, c.expert) : matrix + STRIP * e.inner;
+                strip<Type>(matrix, e.inner, between + p * inner * COLUMNS, inner, n, gate, next);
+                put_columns<Type>(gate, n, rows + (begin + first) * e.width + d, e.width);
+            });
     }
 
-    // The gradients of gate and up from that of silu(gate) * up, for a strip and a panel, in place of gate and up.
-    void slopes(const float *grad, int64_t row, int used, Number *kept, Number *inner_out, int64_t stride, const float *weights, float *of_weights, Word *panel) const {
+    // The gradients of gate and up from `raw`, that of silu(gate) * up without the row's weight, in their place, for
+    // `columns` numbers of n rows from `begin` on; inner becomes the weighted silu(gate) * up.
+    void slopes(const float *raw, int64_t begin, int64_t n, int64_t columns, Number *gate, Number *inner, float *of_weights) const {
         const __m512 one = _mm512_set1_ps(1);
-        for (int v = 0; v < used; v++) {
-            const __m512 w = _mm512_loadu_ps(weights + v * LANES);
-            __m512 sum = _mm512_loadu_ps(of_weights + v * LANES);
-            for (int r = 0; r < STRIP; r += Type::PER_WORD) {
-                __m512 of_gate[2], of_up[2];
-                for (int i = 0; i < Type::PER_WORD; i++) {
-                    const int64_t at = (row + r + i) * stride + v * LANES, half = e.inner * stride;
-                    const __m512 g = Type::load(kept + at), u = Type::load(kept + half + at), s = sigmoid(g), silu = _mm512_mul_ps(g, s);
-                    const __m512 inner = _mm512_mul_ps(silu, u), raw = _mm512_loadu_ps(grad + (r + i) * COLUMNS + v * LANES);
-                    sum = _mm512_fmadd_ps(raw, inner, sum);
-                    const __m512 slope_inner = _mm512_mul_ps(raw, w);
-                    of_up[i] = _mm512_mul_ps(slope_inner, silu);
-                    // d silu / d g = s (1 + g (1 - s))
-                    of_gate[i] = _mm512_mul_ps(_mm512_mul_ps(slope_inner, u), _mm512_mul_ps(s, _mm512_fmadd_ps(g, _mm512_sub_ps(one, s), one)));
-                    Type::store(kept + at, of_gate[i]);
-                    Type::store(kept + half + at, of_up[i]);
-                    Type::store(inner_out + at, _mm512_mul_ps(inner, w));
-                }
-                _mm512_storeu_si512(panel + words(row + r) * COLUMNS + v * LANES, Type::words(of_gate[0], of_gate[Type::PER_WORD - 1]));
-                _mm512_storeu_si512(panel + words(e.inner + row + r) * COLUMNS + v * LANES, Type::words(of_up[0], of_up[Type::PER_WORD - 1]));
+        for (int64_t row = 0; row < n; row++, raw += BROAD, gate += 2 * e.inner, inner += e.inner) {
+            const __m512 w = _mm512_set1_ps(e.weights[begin + row]);
+            __m512 sum = _mm512_setzero_ps();
+            for (int64_t i = 0; i < columns; i += LANES) {
+                Number *up = gate + e.inner;
+                const __m512 g = Type::load(gate + i), u = Type::load(up + i), s = sigmoid(g), silu = _mm512_mul_ps(g, s);
+                const __m512 product = _mm512_mul_ps(silu, u), slope = _mm512_loadu_ps(raw + i), weighted = _mm512_mul_ps(slope, w);
+                sum = _mm512_fmadd_ps(slope, product, sum);
+                Type::store(up + i, _mm512_mul_ps(weighted, silu));
+                // d silu / d g = s (1 + g (1 - s))
+                const __m512 of_silu = _mm512_mul_ps(s, _mm512_fmadd_ps(g, _mm512_sub_ps(one, s), one));
+                Type::store(gate + i, _mm512_mul_ps(_mm512_mul_ps(weighted, u), of_silu));
+                Type::store(inner + i, _mm512_mul_ps(product, w));
             }
-            _mm512_storeu_ps(of_weights + v * LANES, sum);
+            of_weights[begin + row] += _mm512_reduce_add_ps(sum);
         }
     }
 
     // From the gradient of the tokens: of the rows' weights, of gate and up (in their place), of the rows of x; inners
     // become the weighted silu(gate) * up.
-    void backward_chunk(const Chunk &c, const Number *grad, Number *rows, float *of_weights, Scratch &one, Scratch &two, Scratch &three) const {
-        const int64_t width = words(e.width), both = words(2 * e.inner), begin = e.bounds[c.expert] + c.begin, stride = padded(c.expert);
-        const int64_t columns = up_to(c.n, LANES);
-        Word *in = one.take<Word>(packed(e.width, c.n)), *between = two.take<Word>(packed(2 * e.inner, c.n));
-        float *weights = three.take<float>(8 * columns + sizeof(Number) * STRIP * std::max(e.width, 2 * e.inner)), *sums = weights + columns;
-        Number *turned = (Number *)(sums + columns);
-        for (int64_t r = 0; r < columns; r++) weights[r] = r < c.n ? e.weights[begin + r] : 0, sums[r] = 0;
-        pack_rows(grad, e.width, e.tokens + begin, c.n, width, in);
-        Number *hidden = (Number *)e.hidden[c.expert] + c.begin, *inners = (Number *)e.inners[c.expert] + c.begin;
-        Found found;
-        for (int64_t i = 0; i < e.inner; i += STRIP) {
-            turn_columns<Type>(down(c.expert) + i, e.inner, e.width, turned, e.width);
-            for (int64_t p = 0; p < c.n; p += COLUMNS) {
-                const int used = vectors(c.n - p);
-                strip<Type>(turned, e.width, in + p * width, width, c.n - p, found);
-                slopes(found, i, used, hidden + p, inners + p, stride, weights + p, sums + p, between + p * both);
-            }
+    void backward_chunk(const Chunk &c, const Number *grad, Number *rows, float *of_weights, Scratch &one, Scratch &two) const {
+        const int64_t begin = e.bounds[c.expert] + c.begin, inner = e.inner, width = e.width;
+        Number *in = one.take<Number>(sizeof(Number) * c.n * width);
+        Word *panel = two.take<Word>(4 * BROAD * words(std::max(width, 2 * inner)));
+        for (int64_t r = 0; r < c.n; r++) std::copy_n(grad + e.tokens[begin + r] * width, width, in + r * width);
+        std::fill_n(of_weights + begin, c.n, 0.0f);
+        Number *hidden = (Number *)e.hidden[c.expert] + 2 * c.begin * inner, *inners = (Number *)e.inners[c.expert] + c.begin * inner;
+        float found[BROAD_ROWS * BROAD];
+        for (int64_t i = 0; i < inner; i += BROAD) {
+            const int64_t columns = std::min<int64_t>(BROAD, inner - i);
+            const bool last = i + BROAD >= inner;
+            pack_columns<Type>({down(c.expert), inner, nullptr}, width, i, columns, panel);
+            in_strips(c.n, [&](int64_t s, int64_t r, int64_t n) {
+                const Asked next = last ? line(gate_up(c.expert), width, s) : line(down(c.expert) + i + BROAD, inner, s);
+                broad<Type, Float32>(rows_from(in + r * width, width), n, panel, words(width), columns, {found, BROAD, false}, next);
+                slopes(found, begin + r, n, columns, hidden + 2 * r * inner + i, inners + r * inner + i, of_weights);
+            });
         }
-        std::copy(sums, sums + c.n, of_weights + begin);
-        for (int64_t d = 0; d < e.width; d += STRIP) {
-            turn_columns<Type>(gate_up(c.expert) + d, e.width, 2 * e.inner, turned, 2 * e.inner);
-            for (int64_t p = 0; p < c.n; p += COLUMNS) {
-                strip<Type>(turned, 2 * e.inner, between + p * both, both, c.n - p, found);
-                put_columns<Type>(found, std::min<int64_t>(COLUMNS, c.n - p), rows + (begin + p) * e.width + d, e.width);
-            }
+        for (int64_t d = 0; d < width; d += BROAD) {
+            const int64_t columns = std::min<int64_t>(BROAD, width - d);
+            const bool last = d + BROAD >= width;
+            pack_columns<Type>({gate_up(c.expert), width, nullptr}, 2 * inner, d, columns, panel);
+            in_strips(c.n, [&](int64_t s, int64_t r, int64_t n) {
+                const Asked next = last ? line(following(e.down, c.expert), inner, s) : line(gate_up(c.expert) + d + BROAD, width, s);
+                Number *to = rows + (begin + r) * width + d;
+                broad<Type, Type>(rows_from(hidden + 2 * r * inner, 2 * inner), n, panel, 2 * words(inner), columns, {to, width, false}, next);
+            });
         }
     }
 
-    // Columns [from, from + n) of the gradients of an expert's matrices: sums over its rows of x and of the tokens' gradients.
-    void matrix_columns(int64_t i, int64_t from, int64_t n, const Number *x, const Number *grad, Number *of_gate_up, Number *of_down, Scratch &one) const {
-        const int64_t rows = e.bounds[i + 1] - e.bounds[i], stride = padded(i), inner = words(up_to(rows, Type::PER_WORD));
-        const int64_t *tokens = e.tokens + e.bounds[i];
-        Word *in = one.take<Word>(4 * inner * up_to(n, COLUMNS));
-        const Number *slopes = (const Number *)e.hidden[i], *inners = (const Number *)e.inners[i];
-        of_gate_up += 2 * i * e.inner * e.width, of_down += i * e.inner * e.width;
-        Found found;
-        pack_columns<Type>(x, e.width, tokens, rows, from, n, in);
-        for (int64_t r = 0; r < 2 * e.inner; r += STRIP)
-            for (int64_t p = 0; p < n; p += COLUMNS) {
-                const int used = vectors(n - p);
-                strip<Type>(slopes + r * stride, stride, in + p * inner, inner, n - p, found);
-                for (int s = 0; s < STRIP; s++)
-                    for (int v = 0; v < used; v++)
-                        Type::store(of_gate_up + (r + s) * e.width + from + p + v * LANES, _mm512_loadu_ps(found + s * COLUMNS + v * LANES));
+    // Rows [from, from + n) of to[..][columns]: the sums over an expert's rows of products of a number on the left with one
+    // on the right.
+    void sums_of_products(const Rows<Number> &left, int64_t from, int64_t n, const Rows<Number> &right, int64_t columns, int64_t rows, Number *to, Scratch &one, Scratch &two) const {
+        const int64_t inner = words(up_to(rows, Type::PER_WORD)), panel = 4 * BROAD * std::max<int64_t>(inner, 1);
+        const int64_t fits = std::max<int64_t>(1, SHARED / panel) * BROAD;
+        const bool past_caches = columns * sizeof(Number) % LINE == 0 && (uintptr_t)to % LINE == 0;
+        Word *own = one.take<Word>(panel), *panels = two.take<Word>(panel * up_to(std::min(fits, columns), BROAD) / BROAD);
+        for (int64_t begin = 0; begin < columns; begin += fits) {
+            const int64_t size = std::min(fits, columns - begin);
+            pack_columns<Type>(right, rows, begin, size, panels);
+            for (int64_t l = from; l < from + n; l += BROAD) {
+                const int64_t n_left = std::min<int64_t>(BROAD, from + n - l);
+                pack_columns<Type>(left, rows, l, n_left, own);
+                for (int64_t p = 0; p < size; p += BROAD)
+                    in_strips(n_left, [&](int64_t, int64_t r, int64_t n_rows) {
+                        Number *at = to + (l + r) * columns + begin + p;
+                        broad<Type, Type>({own + r, 1, BROAD}, n_rows, panels + p * inner, inner, size - p, {at, columns, past_caches}, {(const char *)own, 0});
+                    });
             }
-        pack_columns<Type>(grad, e.width, tokens, rows, from, n, in);
-        for (int64_t r = 0; r < e.inner; r += STRIP)
-            for (int64_t p = 0; p < n; p += COLUMNS) {
-                strip<Type>(inners + r * stride, stride, in + p * inner, inner, n - p, found);
-                put_columns<Type>(found, std::min<int64_t>(COLUMNS, n - p), of_down + (from + p) * e.inner + r, e.inner);
-            }
+        }
+        _mm_sfence();  // what went past the caches is there for whoever comes next
+    }
+
+    // A part of the gradient of one of an expert's matrices.
+    void matrix_part(const Part &part, const Number *x, const Number *grad, Number *of_gate_up, Number *of_down, Scratch &one, Scratch &two) const {
+        const int64_t i = part.expert, rows = e.bounds[i + 1] - e.bounds[i], *tokens = e.tokens + e.bounds[i];
+        const Rows<Number> slopes{(const Number *)e.hidden[i], 2 * e.inner, nullptr}, inners{(const Number *)e.inners[i], e.inner, nullptr};
+        if (part.down)
+            sums_of_products({grad, e.width, tokens}, part.begin, part.n, inners, e.inner, rows, of_down + i * e.width * e.inner, one, two);
+        else
+            sums_of_products(slopes, part.begin, part.n, {x, e.width, tokens}, e.width, rows, of_gate_up + 2 * i * e.inner * e.width, one, two);
     }
 
     // The sum over a token's rows of group g, times their weights where these are given, added to what earlier groups gave.
@@ -244,33 +266,32 @@ template <class Type> struct Block {
     // Rows are numbered from the first of all; the room is that of a group.
     Number *in_group(Number *rows, int64_t g) const { return rows - e.bounds[e.groups[g]] * e.width; }
 
-    // Columns of the experts' matrices that are computed together.
-    std::vector<Chunk> parts() const {
-        std::vector<Chunk> found;
-        for (int64_t i = 0; i < e.n_experts; i++) {
-            const int64_t n = std::max<int64_t>(e.bounds[i + 1] - e.bounds[i], 1);
-            const int64_t fits = std::max<int64_t>(1, PACKED / (n * sizeof(Number)) / COLUMNS) * COLUMNS;
-            const int64_t shared = up_to(e.width * e.n_experts / (4 * e.threads) + 1, COLUMNS), size = std::min(fits, shared);
-            for (int64_t from = 0; from < e.width; from += size) found.push_back({i, from, std::min(size, e.width - from)});
-        }
+    std::vector<Part> parts() const {
+        std::vector<Part> found;
+        const int64_t pieces = std::min<int64_t>(e.threads, (8 * e.threads + e.n_experts - 1) / e.n_experts);
+        for (int64_t i = 0; i < e.n_experts; i++)
+            for (bool down : {false, true}) {
+                const int64_t n = down ? e.width : 2 * e.inner, size = up_to((n + pieces - 1) / pieces, BROAD);
+                for (int64_t begin = 0; begin < n; begin += size) found.push_back({i, begin, std::min(size, n - begin), down});
+            }
         return found;
     }
 
     void backward(const Number *x, const Number *grad, Number *rows, float *sums, Number *of_x, float *of_weights, Number *of_gate_up, Number *of_down) const {
-        const std::vector<Chunk> columns = parts();
+        const std::vector<Part> all = parts();
 #pragma omp parallel num_threads(e.threads)
         {
-            Scratch one, two, three;
+            Scratch one, two;
             for (int64_t g = 0; g < e.n_groups; g++) {
 #pragma omp for schedule(dynamic, 1)
                 for (size_t c = 0; c < chunks[g].size(); c++)
-                    backward_chunk(chunks[g][c], grad, in_group(rows, g), of_weights, one, two, three);
+                    backward_chunk(chunks[g][c], grad, in_group(rows, g), of_weights, one, two);
 #pragma omp for schedule(static)
                 for (int64_t t = 0; t < e.n_tokens; t++) combine(g, t, rows, nullptr, sums, of_x);
             }
 #pragma omp for schedule(dynamic, 1)
-            for (size_t c = 0; c < columns.size(); c++)
-                matrix_columns(columns[c].expert, columns[c].begin, columns[c].n, x, grad, of_gate_up, of_down, one);
+            for (size_t p = 0; p < all.size(); p++)
+                matrix_part(all[p], x, grad, of_gate_up, of_down, one, two);
         }
     }
 };

@@ -2,7 +2,7 @@
 
 import ctypes
 from collections.abc import Sequence
-from itertools import accumulate, pairwise
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,7 +12,7 @@ from moekit.kernels.library import ExpertBlock, library
 from moekit.tensors import Float, Int, Tensor
 
 LANES = 16
-"""Widths must be multiples of it, and each expert's tokens are filled up to one."""
+"""Widths must be multiples of it."""
 
 GROUP = 16 << 20
 """Bytes of rows after which the results of experts are added up, while they are in the shared cache. It takes less
@@ -102,7 +102,7 @@ class _Described:
         assert rows.weights.dtype == torch.float32 and rows.tokens.dtype == rows.places.dtype == torch.int64
         self.x, width = x.contiguous(), x.shape[-1]
         self.inner = next(matrix.shape[-1] for matrix in down if matrix is not None)
-        self.columns = [-(-(end - start) // LANES) * LANES for start, end in pairwise(rows.bounds)]
+        self.bounds = rows.bounds
         self.groups = rows.groups
         longest = max(rows.bounds[end] - rows.bounds[start] for start, end in pairwise(self.groups))
         self.room = x.new_empty(longest, width)
@@ -126,17 +126,16 @@ class _Described:
         self._point("down", _addresses(down))
 
     def new(self, matrices: int) -> list[Tensor]:
-        """Memory for `matrices` times [I, tokens] of each expert, group by group: in pieces that glibc keeps."""
-        sizes = [matrices * self.inner * sum(self.columns[start:end]) for start, end in pairwise(self.groups)]
-        return [self.x.new_empty(size) for size in sizes]
+        """Memory for rows of `matrices` times I numbers, group by group: in pieces that glibc keeps."""
+        bounds = [self.bounds[expert] for expert in self.groups]
+        return [self.x.new_empty(end - start, matrices * self.inner) for start, end in pairwise(bounds)]
 
     def for_each_expert(self, name: str, pieces: list[Tensor]) -> list[Tensor]:
         """Let the field `name` hold where each expert's part of `pieces`, as from `new`, begins."""
         addresses: list[int] = []
         for piece, (start, end) in zip(pieces, pairwise(self.groups), strict=True):
-            first, *ends = accumulate(self.columns[start:end], initial=0)
-            column = piece.nbytes // max(ends[-1], 1)
-            addresses += [piece.data_ptr() + before * column for before in (first, *ends[:-1])]
+            row, first = piece.shape[-1] * piece.element_size(), self.bounds[start]
+            addresses += [piece.data_ptr() + row * (begin - first) for begin in self.bounds[start:end]]
         self._point(name, np.asarray(addresses, np.int64))
         self.kept.append(pieces)
         return pieces
@@ -166,10 +165,6 @@ def _addresses(matrices: Tensor | Sequence[Tensor | None]) -> "np.ndarray[tuple[
         return matrices.data_ptr() + matrices[:1].nbytes * np.arange(len(matrices), dtype=np.int64)
     assert all(matrix is None or matrix.is_contiguous() for matrix in matrices)
     return np.asarray([0 if matrix is None else matrix.data_ptr() for matrix in matrices], dtype=np.int64)
-
-
-def _columns(rows: Rows) -> int:
-    return sum(-(-(end - start) // LANES) * LANES for start, end in pairwise(rows.bounds))
 
 
 def _compiled() -> ctypes.CDLL:

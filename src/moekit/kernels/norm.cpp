@@ -39,7 +39,7 @@ template <typename Number> INLINE void forward(const moekit_norm &job, int64_t r
 // Without what a backward wants; `added`, if not null, is added to x first, and the sum is kept.
 template <typename Number>
 INLINE void only_forward(const Number *given, const Number *added, const Number *__restrict weight, Number *sum,
-                         Number *__restrict y, int64_t n, float epsilon) {
+                         Number *y, int64_t n, float epsilon) {
     for (int64_t i = 0; added && i < n; i++) narrow_to(sum + i, widened(given[i]) + widened(added[i]));
     const Number *x = added ? sum : given;
     const float squares = sum_of(n, [&](int64_t i) { return widened(x[i]) * widened(x[i]); });

@@ -6,9 +6,11 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cstdint>
 #include <cstring>
 #include <immintrin.h>
+#include <utility>
 
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma"))), apply_to = function)
@@ -26,6 +28,9 @@ constexpr int COLUMNS = LANES * VECTORS;
 constexpr int ROWS = 8;                  // rows of a tile: 24 sums, 3 columns and one factor are 28 of 32 registers
 constexpr int STRIP = 2 * ROWS;          // rows that are finished together, as many as a vector has lanes
 using Found = float[STRIP * COLUMNS];    // a strip times a panel
+constexpr int BROAD = 4 * LANES;         // columns of a broad panel: whole cache lines of any type
+constexpr int BROAD_ROWS = 6;            // rows of its tiles: 24 sums, 4 columns and one factor
+constexpr int LINE = 64;                 // bytes
 
 struct Float32 {
     using Number = float;
@@ -38,9 +43,18 @@ struct Float32 {
     }
     static inline __m512 load(const Number *from) { return _mm512_loadu_ps(from); }
     static inline void store(Number *to, __m512 value) { _mm512_storeu_ps(to, value); }
+    template <int V> static inline void store(Number *to, const __m512 (&values)[V], bool past_caches) {
+#pragma GCC unroll 4
+        for (int v = 0; v < V; v++)
+            if (past_caches) _mm512_stream_ps(to + v * LANES, values[v]);
+            else _mm512_storeu_ps(to + v * LANES, values[v]);
+    }
     // The words of 16 columns at rows `from` and, for types of two numbers a word, `after`.
     static inline __m512i words(const Number *from, const Number *) { return _mm512_loadu_si512(from); }
     static inline __m512i words(__m512 value, __m512) { return _mm512_castps_si512(value); }
+    static inline void put_words(Word *to, const Number *from, const Number *) {
+        for (int v = 0; v < 2; v++) _mm512_storeu_si512(to + v * LANES, _mm512_loadu_si512(from + v * LANES));
+    }
 };
 
 struct BFloat16 {
@@ -60,12 +74,30 @@ struct BFloat16 {
     static inline void store(Number *to, __m512 value) {
         _mm256_storeu_si256((__m256i *)to, (__m256i)_mm512_cvtneps_pbh(value));
     }
+    template <int V> static inline void store(Number *to, const __m512 (&values)[V], bool past_caches) {
+#pragma GCC unroll 2
+        for (int v = 0; v + 1 < V; v += 2) {
+            const __m512i both = (__m512i)_mm512_cvtne2ps_pbh(values[v + 1], values[v]);
+            if (past_caches) _mm512_stream_si512((__m512i *)(to + v * LANES), both);
+            else _mm512_storeu_si512(to + v * LANES, both);
+        }
+        if (V % 2) store(to + (V - 1) * LANES, values[V - 1]);
+    }
     static inline __m512i words(const Number *from, const Number *after) {
         return _mm512_or_si512(wide(from), _mm512_slli_epi32(wide(after), 16));
     }
     static inline __m512i words(__m512 value, __m512 after) {
         const __m512i low = wide((__m256i)_mm512_cvtneps_pbh(value)), high = wide((__m256i)_mm512_cvtneps_pbh(after));
         return _mm512_or_si512(low, _mm512_slli_epi32(high, 16));
+    }
+    // The words of 32 columns.
+    static inline void put_words(Word *to, const Number *from, const Number *after) {
+        const __m512i low = _mm512_loadu_si512(from), high = after ? _mm512_loadu_si512(after) : _mm512_setzero_si512();
+        const __m512i lanes = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+        const __m512i first = _mm512_or_si512(lanes, _mm512_slli_epi32(_mm512_add_epi32(lanes, _mm512_set1_epi32(32)), 16));
+        const __m512i second = _mm512_add_epi16(first, _mm512_set1_epi16(16));
+        _mm512_storeu_si512(to, _mm512_permutex2var_epi16(low, first, high));
+        _mm512_storeu_si512(to + LANES, _mm512_permutex2var_epi16(low, second, high));
     }
 };
 
@@ -78,35 +110,42 @@ inline int word(const Word *from) {
 
 inline int64_t up_to(int64_t count, int64_t unit) { return (count + unit - 1) / unit * unit; }
 
-// found[ROWS][COLUMNS] = rows at `a` times the first V vectors of a panel and, with HALF, the first half of one more (the
-// other half is zero). What lies at `next` is asked for meanwhile.
-template <class Type, int V, bool HALF>
+// found[ROWS][COLUMNS] = rows at `a` times the first V vectors of a panel and the first REST columns of one more, whose
+// others are zero: half a vector, or a quarter, of which one sum takes two rows. What lies at `next` is asked for meanwhile.
+template <class Type, int V, int REST>
 inline void tile(const Word *a, int64_t stride, const Word *panel, int64_t words, float *found, const char *next) {
+    constexpr int HALF = ROWS / 2;
     __m512 sum[ROWS][V + 1];
-    __m256 half[ROWS];
+    __m256 rest[ROWS];
 #pragma GCC unroll 8
     for (int r = 0; r < ROWS; r++) {
-        half[r] = _mm256_setzero_ps();
+        rest[r] = _mm256_setzero_ps();
 #pragma GCC unroll 3
         for (int v = 0; v < V; v++) sum[r][v] = _mm512_setzero_ps();
     }
     // Two bases let all eight rows be addressed without a register for each.
-    const Word *low = a, *high = a + 4 * stride;
+    const Word *low = a, *high = a + HALF * stride;
     for (int64_t k = 0; k < words; k++) {
         const Word *column = panel + k * COLUMNS;
         __m512i b[V + 1];
         __m256i c;
 #pragma GCC unroll 3
         for (int v = 0; v < V; v++) b[v] = _mm512_loadu_si512(column + v * LANES);
-        if (HALF) c = _mm256_loadu_si256((const __m256i *)(column + V * LANES));
-        _mm_prefetch(next + k * ROWS * sizeof(Word), _MM_HINT_T1);
-#pragma GCC unroll 8
-        for (int r = 0; r < ROWS; r++) {
-            const Word *row = r < 4 ? low + r * stride : high + (r - 4) * stride;
-            const __m512i factor = _mm512_set1_epi32(word(row + k));
+        if (REST == 8) c = _mm256_loadu_si256((const __m256i *)(column + V * LANES));
+        if (REST == 4) c = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)(column + V * LANES)));
+        // Not into the shared cache, where it would take the place of what other experts' rows are read from.
+        _mm_prefetch(next + k * ROWS * sizeof(Word), _MM_HINT_NTA);
+#pragma GCC unroll 4
+        for (int r = 0; r < HALF; r++) {
+            const __m512i one = _mm512_set1_epi32(word(low + r * stride + k)), other = _mm512_set1_epi32(word(high + r * stride + k));
+            const __m256i narrow = _mm512_castsi512_si256(one), narrow_other = _mm512_castsi512_si256(other);
 #pragma GCC unroll 3
-            for (int v = 0; v < V; v++) sum[r][v] = Type::multiply_add(sum[r][v], factor, b[v]);
-            if (HALF) half[r] = Type::multiply_add(half[r], _mm512_castsi512_si256(factor), c);
+            for (int v = 0; v < V; v++) {
+                sum[r][v] = Type::multiply_add(sum[r][v], one, b[v]);
+                sum[r + HALF][v] = Type::multiply_add(sum[r + HALF][v], other, b[v]);
+            }
+            if (REST == 8) rest[r] = Type::multiply_add(rest[r], narrow, c), rest[r + HALF] = Type::multiply_add(rest[r + HALF], narrow_other, c);
+            if (REST == 4) rest[r] = Type::multiply_add(rest[r], _mm256_blend_epi32(narrow, narrow_other, 0xf0), c);
         }
     }
 #pragma GCC unroll 8
@@ -114,21 +153,103 @@ inline void tile(const Word *a, int64_t stride, const Word *panel, int64_t words
         float *to = found + r * COLUMNS;
 #pragma GCC unroll 3
         for (int v = 0; v < V; v++) _mm512_storeu_ps(to + v * LANES, sum[r][v]);
-        if (HALF) _mm512_storeu_ps(to + V * LANES, _mm512_insertf32x8(_mm512_setzero_ps(), half[r], 0));
+        if (REST == 8) _mm512_storeu_ps(to + V * LANES, _mm512_zextps256_ps512(rest[r]));
+        if (REST == 4) _mm512_storeu_ps(to + V * LANES, _mm512_zextps128_ps512(r < HALF ? _mm256_castps256_ps128(rest[r]) : _mm256_extractf128_ps(rest[r - HALF], 1)));
     }
 }
 
-// found = STRIP rows at `a` times the first `columns` columns of a panel, and zeros up to the next whole vector.
+// found = STRIP rows at `a` times the first `columns` columns of a panel, and zeros up to the next whole vector. The rows
+// that are needed next begin at `next`.
 template <class Type>
-void strip(const typename Type::Number *a, int64_t stride, const Word *panel, int64_t words, int64_t columns, float *found) {
-    constexpr decltype(&tile<Type, 3, false>) TILES[] = {
-        tile<Type, 0, true>, tile<Type, 1, false>, tile<Type, 1, true>, tile<Type, 2, false>, tile<Type, 2, true>, tile<Type, 3, false>};
-    const auto fitting = TILES[std::min<int64_t>((columns + LANES / 2 - 1) / (LANES / 2), 6) - 1];
+void strip(const typename Type::Number *a, int64_t stride, const Word *panel, int64_t words, int64_t columns, float *found, const typename Type::Number *next) {
+    // For each number of quarters; three are computed as four.
+    constexpr decltype(&tile<Type, 3, 0>) TILES[] = {
+        tile<Type, 0, 4>, tile<Type, 0, 8>, tile<Type, 1, 0>, tile<Type, 1, 0>, tile<Type, 1, 4>, tile<Type, 1, 8>,
+        tile<Type, 2, 0>, tile<Type, 2, 0>, tile<Type, 2, 4>, tile<Type, 2, 8>, tile<Type, 3, 0>, tile<Type, 3, 0>};
+    const auto fitting = TILES[(std::min<int64_t>(columns, COLUMNS) + LANES / 4 - 1) / (LANES / 4) - 1];
     for (int half = 0; half < STRIP; half += ROWS) {
         const Word *rows = (const Word *)(a + half * stride);
         const int64_t step = stride / Type::PER_WORD;
-        fitting(rows, step, panel, words, found + half * COLUMNS, (const char *)(rows + ROWS * step));
+        fitting(rows, step, panel, words, found + half * COLUMNS, half ? (const char *)next : (const char *)(rows + ROWS * step));
     }
+}
+
+inline int64_t panels(int64_t columns) { return (columns + COLUMNS - 1) / COLUMNS; }
+
+// each(panel, begin, n) for all panels of `columns` columns. They are nearly alike, and all but the last whole vectors: a
+// panel of few columns takes longer than these are worth.
+template <class Each> void in_panels(int64_t columns, Each each) {
+    const int64_t count = panels(columns);
+    for (int64_t p = 0, begin = 0, end; p < count; p++, begin = end) {
+        end = std::min(columns, up_to(((p + 1) * columns + count - 1) / count, LANES));
+        each(p, begin, end - begin);
+    }
+}
+
+// The first factor of a broad product: its rows are `row` words apart, the words of a row `step`.
+struct Left {
+    const Word *at;
+    int64_t row, step;
+};
+
+// Where a product goes: rows of numbers `stride` apart. What is larger than the caches, and not read soon, may go past them:
+// a line is then not read before it is written. Its rows must begin with whole lines.
+template <class Number> struct Target {
+    Number *at;
+    int64_t stride;
+    bool past_caches;
+};
+
+// What is asked for during a product: a line for each word of the inner dimension, `apart` bytes from one to the next.
+struct Asked {
+    const char *at;
+    int64_t apart;
+};
+
+// to[R][V * LANES] = rows of `a` times the first V vectors of a broad panel.
+template <class Type, class Out, int R, int V>
+void broad_tile(const Left &a, const Word *panel, int64_t words, const Target<typename Out::Number> &to, Asked next) {
+    __m512 sum[R][V];
+#pragma GCC unroll 6
+    for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+        for (int v = 0; v < V; v++) sum[r][v] = _mm512_setzero_ps();
+    const int64_t row = a.row, step = a.step;
+    const Word *low = a.at, *high = a.at + 3 * row;
+    for (int64_t k = 0; k < words; k++, panel += BROAD, low += step, high += step, next.at += next.apart) {
+        __m512i b[V];
+#pragma GCC unroll 4
+        for (int v = 0; v < V; v++) b[v] = _mm512_loadu_si512(panel + v * LANES);
+        _mm_prefetch(next.at, _MM_HINT_T1);
+#pragma GCC unroll 6
+        for (int r = 0; r < R; r++) {
+            const __m512i factor = _mm512_set1_epi32(word(r < 3 ? low + r * row : high + (r - 3) * row));
+#pragma GCC unroll 4
+            for (int v = 0; v < V; v++) sum[r][v] = Type::multiply_add(sum[r][v], factor, b[v]);
+        }
+    }
+#pragma GCC unroll 6
+    for (int r = 0; r < R; r++) Out::template store<V>(to.at + r * to.stride, sum[r], to.past_caches);
+}
+
+template <class Type, class Out> using BroadTile = decltype(&broad_tile<Type, Out, 1, 1>);
+
+template <class Type, class Out, int... N>
+constexpr std::array<BroadTile<Type, Out>, sizeof...(N)> broad_tiles(std::integer_sequence<int, N...>) {
+    return {broad_tile<Type, Out, N / 4 + 1, N % 4 + 1>...};
+}
+
+// to[n][..] = n rows of `a`, BROAD_ROWS at most, times the first `columns` columns of a broad panel.
+template <class Type, class Out>
+void broad(const Left &a, int64_t n, const Word *panel, int64_t words, int64_t columns, const Target<typename Out::Number> &to, Asked next) {
+    static constexpr auto TILES = broad_tiles<Type, Out>(std::make_integer_sequence<int, 4 * BROAD_ROWS>());
+    TILES[4 * (n - 1) + (std::min<int64_t>(columns, BROAD) + LANES - 1) / LANES - 1](a, panel, words, to, next);
+}
+
+// each(s, begin, n) for strip s of `rows` rows: n of them, BROAD_ROWS at most and in all strips nearly alike.
+template <class Each> void in_strips(int64_t rows, Each each) {
+    const int64_t strips = (rows + BROAD_ROWS - 1) / BROAD_ROWS;
+    for (int64_t s = 0; s < strips; s++) each(s, s * rows / strips, (s + 1) * rows / strips - s * rows / strips);
 }
 
 inline void transpose(__m512i (&r)[16]) {
@@ -159,12 +280,12 @@ inline void transpose(__m512i (&r)[16]) {
 
 inline __mmask16 first(int64_t count) { return count >= 16 ? 0xffff : __mmask16((1u << count) - 1); }
 
-// Panels whose columns are the rows of `x` that `which` names, `n` of them, each of `words` words; zero columns after them
+// A panel whose columns are the rows of `x` that `which` names, `n` of them, each of `words` words; zero columns after them
 // fill the last vector.
 template <class Number>
-void pack_rows(const Number *x, int64_t stride, const int64_t *which, int64_t n, int64_t words, Word *panels) {
+void pack_rows(const Number *x, int64_t stride, const int64_t *which, int64_t n, int64_t words, Word *panel) {
     for (int64_t begin = 0; begin < n; begin += LANES) {
-        Word *to = panels + begin / COLUMNS * words * COLUMNS + begin % COLUMNS;
+        Word *to = panel + begin;
         for (int64_t k = 0; k < words; k += 16) {
             __m512i block[16];
             for (int i = 0; i < 16; i++)
@@ -176,33 +297,27 @@ void pack_rows(const Number *x, int64_t stride, const int64_t *which, int64_t n,
     }
 }
 
-// Panels of `width` columns beginning at column `from` of the rows of `x` that `which` names: these run along the inner
-// dimension, `n` of them.
+// Rows of numbers: those that `which` names, or one after the other.
+template <class Number> struct Rows {
+    const Number *at;
+    int64_t stride;
+    const int64_t *which;
+    const Number *row(int64_t i) const { return at + (which ? which[i] : i) * stride; }
+};
+
+// Broad panels of `width` columns, beginning at column `from`, of n rows, which run along the inner dimension.
 template <class Type>
-void pack_columns(const typename Type::Number *x, int64_t stride, const int64_t *which, int64_t n, int64_t from, int64_t width, Word *panels) {
+void pack_columns(const Rows<typename Type::Number> &x, int64_t n, int64_t from, int64_t width, Word *panels) {
     const int64_t words = up_to(n, Type::PER_WORD) / Type::PER_WORD;
     for (int64_t k = 0; k < words; k++) {
         const int64_t row = k * Type::PER_WORD;
-        const auto *a = x + which[row] * stride + from;
-        const auto *b = Type::PER_WORD == 2 && row + 1 < n ? x + which[row + 1] * stride + from : nullptr;
-        for (int64_t c = 0; c < width; c += LANES)
-            _mm512_storeu_si512(panels + c / COLUMNS * words * COLUMNS + k * COLUMNS + c % COLUMNS, Type::words(a + c, b ? b + c : nullptr));
-    }
-}
-
-// to[STRIP][..] = STRIP columns, from `x` on, of n rows: they become rows that are contiguous along the inner dimension,
-// `room` numbers apart, filled up to a whole word with zeros.
-template <class Type>
-void turn_columns(const typename Type::Number *x, int64_t stride, int64_t n, typename Type::Number *to, int64_t room) {
-    for (int64_t k = 0; k < n; k += 16 * Type::PER_WORD) {
-        __m512i block[16];
-        for (int i = 0; i < 16; i++) {
-            const int64_t row = k + i * Type::PER_WORD, after = row + Type::PER_WORD - 1;
-            block[i] = row < n ? Type::words(x + row * stride, after < n ? x + after * stride : nullptr) : _mm512_setzero_si512();
+        const auto *a = x.row(row) + from;
+        const auto *b = Type::PER_WORD == 2 && row + 1 < n ? x.row(row + 1) + from : nullptr;
+        for (int64_t c = 0; c < width; c += 2 * LANES) {
+            Word *to = panels + c / BROAD * words * BROAD + k * BROAD + c % BROAD;
+            if (width - c > LANES) Type::put_words(to, a + c, b ? b + c : nullptr);
+            else _mm512_storeu_si512(to, Type::words(a + c, b ? b + c : nullptr));
         }
-        transpose(block);
-        for (int i = 0; i < 16; i++)
-            _mm512_mask_storeu_epi32((Word *)(to + i * room + k), first((room - k) / Type::PER_WORD), block[i]);
     }
 }
 

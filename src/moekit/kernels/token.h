@@ -19,6 +19,19 @@ struct moekit_step {
     int32_t narrow, whole;
 };
 
+// As moekit_step for latent attention with absorbed projections: `kv_b` holds, for each head, `nope` rows that take a query to
+// the latent and `value` rows that take a latent sum to a value. Without rows, `query_b` and its norm are not there.
+struct moekit_latent_step {
+    const void *x, *norm, *next_norm;
+    void *sum, *normed;
+    const void *query_norm, *latent_norm, *kv_b;
+    moekit_product query, query_b, latent, output;  // `y` is not used
+    moekit_query past;                              // of one key head; `q`, `k`, `v`, `out` and `past` are not used
+    int64_t width, nope, value;
+    float epsilon, latent_epsilon;
+    int64_t narrow;
+};
+
 // Found, for each of n tokens: logits and scores of all experts, the chosen ones, best first, and their weights. Where these
 // begin, in the numbers and places of the call.
 struct moekit_choice {
@@ -60,15 +73,19 @@ struct moekit_call {
 };
 
 struct moekit_job {
-    int64_t kind;  // 0 attention, 1 mixture, 2 norm
+    int64_t kind;  // 0 attention, 1 mixture, 2 norm, 3 latent attention
     union {
         moekit_step attention;
+        moekit_latent_step latent;
         moekit_mixture mixture;
         moekit_last_norm norm;
     };
 };
 
+static_assert(sizeof(moekit_job) == 520, "token.py says how long a job is");
+
 void moekit_norm_rows(const void *, const void *, const void *, void *, void *, int64_t, int64_t, float, int, int, int);
 void moekit_attention_step(const moekit_step *, const moekit_call *, int, int);
+void moekit_latent_attention_step(const moekit_latent_step *, const moekit_call *, int, int);
 bool moekit_mixture_step(const moekit_mixture *, const moekit_call *, int, int);
 }

@@ -16,8 +16,8 @@ from moekit.tensors import Float, Int, Tensor
 KIND, NORM, CALL = Struct("=q"), Struct("=2Q2qfi"), Struct("=q3Q")
 """Of the job in token.h, what it is, and the norm; and the call."""
 
-JOB_BYTES = 496
-ATTENTION, MIXTURE, LAST_NORM = 0, 1, 2
+JOB_BYTES = 520
+ATTENTION, MIXTURE, LAST_NORM, LATENT_ATTENTION = 0, 1, 2, 3
 
 
 class Rows(NamedTuple):

@@ -5,12 +5,14 @@ from torch import nn
 
 from moekit.config.model import MLAConfig, ModelConfig
 from moekit.kernels import one_query
-from moekit.kernels.linear import Linear
+from moekit.kernels.attention_step import Latent, Norms, latent_attention_step
+from moekit.kernels.linear import Linear, listened
 from moekit.kernels.one_query import Past
-from moekit.kernels.products import products
+from moekit.kernels.products import described
+from moekit.kernels.token import Rows
 from moekit.model.attention import Context, attend
 from moekit.model.cache import LayerCache
-from moekit.model.norm import RMSNorm
+from moekit.model.norm import RMSNorm, norms_alike
 from moekit.model.rope import rotate, softmax_factor, turn
 from moekit.tensors import Float, Tensor
 
@@ -60,27 +62,44 @@ class LatentAttention(nn.Module):
         heads = self._expanded(q_nope, q_rope, latent, k_rope, context)
         return self.out(heads.transpose(1, 2).flatten(2))
 
-    def described(self, *_: object) -> None:
-        """There is no job of compiled code for it."""
+    def described(self, rows: Rows, before: RMSNorm, after: RMSNorm, cache: LayerCache) -> bytes | None:
+        """The job of compiled code that adds self(before(x)) to the residual stream and norms that by `after`, for one
+        new token that sees all of its past; None where it would not be the same."""
+        a, x, plain = self.shape, rows.stream, self.shape.q_lora_rank is None
+        first, norms = (self.q,) if plain else (self.q_a, self.q_b), (before, after)
+        layers = [described(each, x.dtype) for each in (*first, self.kv_a, self.out)]
+        own = (self.kv_a_norm,) if plain else (self.kv_a_norm, self.q_a_norm)
+        kv_b = self.kv_b.weight
+        readable = norms_alike(norms, x.dtype) and norms_alike(own, x.dtype) and kv_b.dtype == x.dtype
+        if None in layers or listened(self) or listened(self.kv_b) or not readable or not kv_b.is_contiguous():
+            return None
+        if plain:
+            layers.insert(1, None)
+        sizes = (a.n_heads, a.qk_nope_head_dim, a.v_head_dim, a.kv_lora_rank)
+        latent = Latent(*sizes, None if plain else self.q_a_norm.weight, own[0].weight, kv_b, LATENT_EPSILON)
+        weights = Norms((before.weight, after.weight), False, before.epsilon)
+        return latent_attention_step(rows, weights, layers, latent, self._past(x, cache), self.scale)
 
     def _one_token(self, x: Float[Tensor, "B 1 D"], context: Context, cache: LayerCache) -> Float[Tensor, "B 1 D"]:
         """As `_absorbed`, by compiled code, which turns, appends and attends in one call."""
         a, batch = self.shape, len(x)
-        first = (self.q if a.q_lora_rank is None else self.q_a, self.kv_a)
-        q, new = products(x, first, x.dtype) or [each(x) for each in first]
-        if a.q_lora_rank is not None:
-            q = self.q_b(self.q_a_norm(q))
+        q = self.q(x) if a.q_lora_rank is None else self.q_b(self.q_a_norm(self.q_a(x)))
         q_nope, q_rope = q.view(batch, a.n_heads, -1).split([a.qk_nope_head_dim, a.qk_rope_head_dim], dim=-1)
-        latent, k_rope = new.split([a.kv_lora_rank, a.qk_rope_head_dim], dim=-1)
+        latent, k_rope = self.kv_a(x).split([a.kv_lora_rank, a.qk_rope_head_dim], dim=-1)
         key = torch.cat([self.kv_a_norm(latent), k_rope], dim=-1)
         w_uk, w_uv = self._up_projections()
         q_latent = torch.bmm(q_nope.transpose(0, 1), w_uk).transpose(0, 1)
-        (room,) = cache.room(key, latent=(batch, key.shape[-1]))
-        past = Past(room.unsqueeze(1), None, cache.count(1))
+        past = self._past(x, cache)
+        cache.count(1)
         query = torch.cat([q_latent, q_rope], dim=-1)
         summed = one_query.attend(query, key, None, turn(context.rotation), past, self.scale, a.kv_lora_rank)
         heads = torch.bmm(summed.transpose(0, 1), w_uv.mT).transpose(0, 1).reshape(batch, 1, -1)
         return self.out(heads)
+
+    def _past(self, x: Tensor, cache: LayerCache) -> Past:
+        """The room for latents and rotary keys of tokens like `x`."""
+        (room,) = cache.room(x, latent=(len(x), self.shape.kv_lora_rank + self.shape.qk_rope_head_dim))
+        return Past(room.unsqueeze(1), None, cache.length)
 
     def _up_projections(self) -> tuple[Float[Tensor, "H nope latent"], Float[Tensor, "H W latent"]]:
         """From the latent to keys without position, and to values."""
