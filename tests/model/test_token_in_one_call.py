@@ -1,5 +1,6 @@
 """A token through attention, and through all blocks, in one compiled call gets what its parts give it one by one."""
 
+import copy
 from typing import Any
 
 import pytest
@@ -169,6 +170,28 @@ def test_a_program_ends_where_somebody_listens_or_trains() -> None:
         steps.append(model(ids[:, place : place + 1], cache).logits)
     assert heard == [5, 6]
     assert relative_error(torch.cat(steps, dim=1), whole) < 3e-2
+
+
+@torch.inference_mode()
+def test_copies_of_a_cache_and_new_rooms_go_their_own_way() -> None:
+    model = mixture_model(MIXTURES[0], 1, torch.bfloat16)
+    ids = torch.randint(0, 32, (2, 6), generator=torch.Generator().manual_seed(0))
+    other = torch.cat([ids[:, :3], ids[:, 3:].flip(1)], dim=1)
+    cache = model.new_cache(6)
+    for place in range(3):
+        model(ids[:, place : place + 1], cache)
+    branch, swapped = copy.deepcopy(cache), copy.deepcopy(cache)
+    for layer in swapped.layers:
+        layer.rooms = {name: room.flip(0) for name, room in layer.rooms.items()}
+    model(ids[:, :1], swapped)
+    swapped.layers[0].rooms = {name: room.clone() for name, room in swapped.layers[0].rooms.items()}
+    for text, own in ((ids, cache), (other, branch)):
+        steps = [model(text[:, place : place + 1], own).logits for place in range(3, 6)]
+        assert relative_error(torch.cat(steps, dim=1), model(text).logits[:, 3:]) < 3e-2
+    again = copy.deepcopy(swapped)
+    assert relative_error(model(ids[:, :1], swapped).logits, model(ids[:, :1], again).logits) < 3e-2
+    for one, two in zip(swapped.rooms(), again.rooms(), strict=True):
+        assert relative_error(one[..., :5, :], two[..., :5, :]) < 3e-2
 
 
 def test_a_cache_outlives_parameters_that_are_replaced_and_modes_of_inference() -> None:

@@ -1,5 +1,6 @@
 """What attention remembers of earlier tokens while text is generated."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -56,6 +57,10 @@ class Cache:
         self.mask: Tensor | None = None
         self.programs: dict[object, Program | None] = {}
 
+    def __getstate__(self) -> Mapping[str, object]:
+        # A copy's past lies elsewhere than the programs of this one say.
+        return {**self.__dict__, "programs": {}}
+
     @property
     def length(self) -> int:
         """Tokens remembered, padding included."""
@@ -72,6 +77,10 @@ class Cache:
         self.mask = torch.cat([old, new], dim=1)
         return self.mask
 
+    def rooms(self) -> list[Tensor]:
+        """All room that was taken, layer by layer."""
+        return [room for layer in self.layers for room in layer.rooms.values()]
+
     def bytes(self) -> int:
         """Memory that the cache holds now."""
-        return sum(room.nbytes for layer in self.layers for room in layer.rooms.values())
+        return sum(room.nbytes for room in self.rooms())

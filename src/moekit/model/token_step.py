@@ -1,6 +1,7 @@
 """One new token of each of a few sequences through all blocks, in one compiled call."""
 
 from collections.abc import Sequence
+from operator import is_
 from typing import Any, NamedTuple
 
 import torch
@@ -34,11 +35,13 @@ class Program(NamedTuple):
     mixtures: dict[int, tuple[Stored | None, Size]]
     hooks: list[dict[int, Any]]
     modules: list[nn.Module]
+    rooms: list[Tensor]
     kept: list[object]
 
-    def holds(self) -> bool:
-        """Whether nobody listens, and nobody trains."""
-        return not any(self.hooks) and not any(module.training for module in self.modules)
+    def holds(self, cache: Cache) -> bool:
+        """Whether nobody listens, nobody trains, and the past lies where it lay."""
+        alone = not any(self.hooks) and not any(module.training for module in self.modules)
+        return alone and all(map(is_, self.rooms, cache.rooms()))
 
 
 def token_step(
@@ -51,7 +54,7 @@ def token_step(
     if key not in cache.programs:
         cache.programs[key] = prepared(blocks, norm, x, now, cache)
     program = cache.programs[key]
-    if program is None or not program.holds():
+    if program is None or not program.holds(cache):
         return None
     rows, past = program.rows, cache.length
     for given, own in ((x, rows.stream), (now.cos, rows.turn.cos), (now.sin, rows.turn.sin)):
@@ -87,7 +90,6 @@ def prepared(blocks: Sequence[Block], norm: RMSNorm, x: Tensor, now: Turn, cache
             kept += second.kept
             second = second.job
         jobs += (first, second)
-        kept += layer.rooms.values()
     if not norm.readable(x.dtype):
         return None
     jobs.append(last_norm(rows, norm.weight, norm.epsilon))
@@ -96,4 +98,4 @@ def prepared(blocks: Sequence[Block], norm: RMSNorm, x: Tensor, now: Turn, cache
         if not (isinstance(module, Experts) and module.stored is not None):
             kept += [parameter.detach() for parameter in module.parameters(recurse=False)]
     hooks = [hook for module in modules for hook in (module._forward_hooks, module._forward_pre_hooks)]
-    return Program(b"".join(jobs), len(jobs), rows, mixtures, hooks, modules, kept)
+    return Program(b"".join(jobs), len(jobs), rows, mixtures, hooks, modules, cache.rooms(), kept)
