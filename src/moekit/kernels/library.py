@@ -39,8 +39,6 @@ class ExpertBlock(ctypes.Structure):
 
 SIGNATURES: dict[str, tuple[Any, ...]] = {
     "moekit_level": (),
-    "moekit_linear": (c_void_p, c_void_p, c_int64, c_void_p, c_int, c_int),
-    "moekit_swiglu": (c_void_p, c_int64, c_void_p, c_int64, c_int64, c_void_p, c_int, c_int),
     "moekit_linear_rows": (c_void_p, c_void_p, c_int, c_int64, c_void_p, *[c_int] * 3),
     "moekit_swiglu_rows": (c_void_p, c_int64, c_void_p, c_int, c_int64, c_int64, c_void_p, *[c_int] * 3),
     "moekit_quantise": (c_void_p, c_int, c_int64, c_int64, c_int, c_int64, c_void_p, c_int, c_int),
@@ -51,7 +49,6 @@ SIGNATURES: dict[str, tuple[Any, ...]] = {
     "moekit_norm_forward": (c_void_p, c_int, c_int),
     "moekit_norm_backward": (c_void_p, c_int, c_int),
     "moekit_one_query": (c_void_p, c_int, c_int),
-    "moekit_products": (c_void_p, c_int64, c_void_p, c_int64, *[c_int] * 4),
     "moekit_token": (c_void_p, c_int64, c_int64, c_void_p, c_int, c_int),
     "moekit_norm_rows": (*[c_void_p] * 5, c_int64, c_int64, c_float, *[c_int] * 3),
     "moekit_squares": (c_void_p, c_int64, POINTER(c_double), c_int, c_int),

@@ -1,0 +1,38 @@
+"""Huge pages change where numbers lie, and never what they are."""
+
+import mmap
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from moekit.checkpoint import weights
+from moekit.checkpoint.header import read_header
+from moekit.tensors.memory import HUGE, map_huge_pages, memory_bytes
+
+
+def test_mapped_files_keep_their_bytes_and_say_whether_the_system_knows_huge_pages(tmp_path: Path) -> None:
+    path, numbers = tmp_path / "numbers", torch.arange(1 << 20, dtype=torch.int32)
+    path.write_bytes(numbers.numpy().tobytes())
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY) as memory:
+        known = map_huge_pages([memory])
+        assert HUGE is not None or not known
+        assert memory[:] == numbers.numpy().tobytes()
+
+
+@pytest.mark.parametrize("has_room", [True, False])
+def test_weights_are_those_of_the_file_whether_or_not_it_fits_into_memory(
+    has_room: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not has_room:
+        monkeypatch.setattr(weights, "memory_bytes", lambda: 0)
+    tensors = {name: torch.randn(300, size) for name, size in (("a", 1000), ("b", 7))}
+    save_file(tensors, tmp_path / "model.safetensors")
+    stored = read_header(tmp_path / "model.safetensors")
+    reader = weights.Weights(stored)
+    assert all(torch.equal(reader.read(stored[name]), expected) for name, expected in tensors.items())
+
+
+def test_this_machine_has_memory() -> None:
+    assert 2**28 < memory_bytes() < 2**45
