@@ -20,14 +20,6 @@ EPSILON = 2**-8
 """Half a unit in the last place of bfloat16, relative."""
 
 
-@pytest.fixture
-def without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    library.cache_clear()
-    monkeypatch.setenv(SWITCH, "1")
-    yield
-    library.cache_clear()
-
-
 def generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 

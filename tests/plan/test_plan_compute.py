@@ -1,5 +1,3 @@
-from collections.abc import Iterator
-
 import pytest
 import torch
 from hypothesis import given
@@ -11,7 +9,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from moekit.config.codec import update
 from moekit.config.errors import ConfigError
 from moekit.config.model import ModelConfig
-from moekit.kernels.library import SWITCH, library
 from moekit.model.transformer import Transformer
 from moekit.plan.blueprint import Attention
 from moekit.plan.compute import compute, decode_score_flops, full_attention_flops, score_flops, visible
@@ -21,15 +18,6 @@ ATTENTIONS = {
     "gqa": {"kind": "gqa", "n_heads": 4, "n_kv_heads": 2, "head_dim": 16},
     "mla": {"kind": "mla", "n_heads": 4, "q_lora_rank": 24, "kv_lora_rank": 32, "v_head_dim": 16},
 }
-
-
-@pytest.fixture
-def without_kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Torch counts its own products only."""
-    library.cache_clear()
-    monkeypatch.setenv(SWITCH, "1")
-    yield
-    library.cache_clear()
 
 
 def small(attention: str) -> ModelConfig:

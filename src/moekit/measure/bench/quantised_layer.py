@@ -1,21 +1,19 @@
 """The large mixture-of-experts layer in 4 bits: single tokens, and many at once."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 
-import torch
+from torch import nn
 
 from moekit.config.quantisation import Groups
 from moekit.kernels.groups import row_bytes
-from moekit.measure.bench.layer import tokens_of
+from moekit.measure.bench.layer import Program, entrant, forward
 from moekit.measure.bench.limits import dense_product, reading
 from moekit.measure.bench.row import Row, rate_row
 from moekit.measure.bench.setting import Setting
 from moekit.measure.bench.shapes import LayerShape, layer_config
-from moekit.measure.bench.turns import OURS, Entrant, clocked, take_turns
+from moekit.measure.bench.turns import OURS, take_turns
 from moekit.measure.models import random_quantised
-from moekit.moe.layer import MoE
-from moekit.tensors import Tensor
 
 GROUPS = Groups(bits=4, size=64)
 """4.5 bits for a weight, as llama.cpp's Q4_0 has."""
@@ -25,7 +23,7 @@ def prefill(setting: Setting) -> Iterator[Row]:
     """Forward with as many tokens as a prompt has."""
     shape = setting.sizes.large
     entrants = [
-        Entrant(OURS, "", shape.flops / 1e9, clocked(_forward(_layers(setting, shape, 1), shape))),
+        entrant(ours := _program(setting, shape, 1), shape.flops / 1e9, forward(ours, shape)),
         dense_product("bfloat16", setting.sizes.side),
     ]
     label = f"layer, forward, 4 bits: {shape.words()}"
@@ -38,31 +36,19 @@ def decode(setting: Setting) -> Iterator[Row]:
     copies = max(-(-setting.sizes.rotate_bytes // _bytes(shape, shape.n_routed)), 1)
     amount = _bytes(shape, shape.top_k) / 1e9
     entrants = [
-        Entrant(OURS, "", amount, clocked(_forward(_layers(setting, shape, copies), shape))),
+        entrant(ours := _program(setting, shape, copies), amount, forward(ours, shape)),
         reading(setting.sizes.read_bytes),
     ]
     label = f"layer, forward, 4 bits: {shape.words()}"
     yield rate_row("layer-decode-int4", "decode", label, "GB/s", take_turns(entrants, setting.pace))
 
 
-def _layers(setting: Setting, shape: LayerShape, copies: int) -> list[MoE]:
+def _program(setting: Setting, shape: LayerShape, copies: int) -> Program:
     """The mixtures of a model that has nothing else of any size."""
     small = replace(setting.sizes.deep, vocab_size=64, n_layers=copies, dense_layers=(), width=shape.width)
     moe = replace(layer_config(shape), width=0)
-    return random_quantised(replace(small, moe=moe), GROUPS).moe_layers()
-
-
-def _forward(layers: list[MoE], shape: LayerShape) -> Callable[[], Tensor]:
-    tokens = tokens_of(shape, torch.bfloat16)
-    number = 0
-
-    @torch.no_grad()
-    def step() -> Tensor:
-        nonlocal number
-        number += 1
-        return layers[number % len(layers)](tokens[number % len(tokens)]).y
-
-    return step
+    layers: list[nn.Module] = [*random_quantised(replace(small, moe=moe), GROUPS).moe_layers()]
+    return Program(OURS, "", layers, lambda layer, x: layer(x).y)
 
 
 def _bytes(shape: LayerShape, routed: int) -> int:
