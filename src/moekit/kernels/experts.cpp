@@ -26,12 +26,7 @@ struct moekit_experts {
 };
 }
 
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma"))), apply_to = function)
-#else
-#pragma GCC push_options
-#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma")
-#endif
+WIDE_BEGIN
 
 namespace {
 
@@ -298,11 +293,7 @@ template <class Type> struct Block {
 
 }  // namespace
 
-#if defined(__clang__)
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
+WIDE_END
 
 extern "C" {
 

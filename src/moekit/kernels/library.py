@@ -53,6 +53,7 @@ SIGNATURES: dict[str, tuple[Any, ...]] = {
     "moekit_norm_rows": (*[c_void_p] * 5, c_int64, c_int64, c_float, *[c_int] * 3),
     "moekit_squares": (c_void_p, c_int64, POINTER(c_double), c_int, c_int),
     "moekit_keep_memory": (),
+    "moekit_logits": (c_void_p, c_void_p, c_int, *[c_int64] * 3, c_void_p, c_int, c_int),
     "moekit_experts_forward": (POINTER(ExpertBlock), *[c_void_p] * 4),
     "moekit_experts_backward": (POINTER(ExpertBlock), *[c_void_p] * 8),
 }

@@ -125,8 +125,8 @@ void gate_and_up(std::vector<Work> &works, Span span, const uint8_t *after, int 
         while (next < works.data() + works.size() && !next->units()) next++;
         const uint8_t *then = last < span.end ? next->gate.rows : after;
         const int64_t inner = work.gate.out;
-        rows_of(work.gate, level, work.x, begin, end, work.up.rows + begin * work.up.stride, &work.gates[begin], inner);
-        rows_of(work.up, level, work.x, begin, end, then, &work.ups[begin], inner);
+        rows_of(work.gate, level, work.x, begin, end, work.up.rows + begin * work.up.stride, work.gates.data() + begin, inner);
+        rows_of(work.up, level, work.x, begin, end, then, work.ups.data() + begin, inner);
         activate(work, begin, end, level);
     }
 }
@@ -138,7 +138,7 @@ void down(std::vector<Work> &works, Span span, const uint8_t *after, int64_t wid
         Work &work = works[b];
         const int64_t first = std::max(span.begin - b * each, int64_t(0)), last = std::min(span.end - b * each, each);
         const uint8_t *then = last < span.end - b * each ? works[b + 1].down.rows : after;
-        rows_of(work.down, level, work.inner, first * OUTER, std::min(last * OUTER, width), then, &work.outs[first * OUTER], width);
+        rows_of(work.down, level, work.inner, first * OUTER, std::min(last * OUTER, width), then, work.outs.data() + first * OUTER, width);
     }
 }
 
@@ -146,7 +146,7 @@ void down(std::vector<Work> &works, Span span, const uint8_t *after, int64_t wid
 void combine(const std::vector<Work> &works, Span columns, float *y, int64_t width) {
     for (const Work &work : works)
         for (int64_t r = 0; r < work.x.n; r++) {
-            const float weight = work.block->weights[r], *found = &work.outs[r * width];
+            const float weight = work.block->weights[r], *found = work.outs.data() + r * width;
             float *to = y + work.block->tokens[r] * width;
             for (int64_t o = columns.begin; o < columns.end; o++) to[o] += weight * found[o];
         }

@@ -12,12 +12,16 @@
 #include <immintrin.h>
 #include <utility>
 
+// Between these, functions are for AVX512 with bfloat16.
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma"))), apply_to = function)
+#define WIDE_BEGIN _Pragma("clang attribute push(__attribute__((target(\"avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma\"))), apply_to = function)")
+#define WIDE_END _Pragma("clang attribute pop")
 #else
-#pragma GCC push_options
-#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma")
+#define WIDE_BEGIN _Pragma("GCC push_options") _Pragma("GCC target(\"avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma\")")
+#define WIDE_END _Pragma("GCC pop_options")
 #endif
+
+WIDE_BEGIN
 
 namespace tiles {
 
@@ -354,8 +358,4 @@ inline __m512 sigmoid(__m512 x) {
 
 }  // namespace tiles
 
-#if defined(__clang__)
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
+WIDE_END

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import torch
 
 from moekit.config.moe import MoEConfig
-from moekit.kernels import few_rows
+from moekit.kernels import few_rows, logits
 from moekit.kernels.linear import reads_once
 from moekit.kernels.mixture import Way
 from moekit.moe.experts import Experts
@@ -71,6 +71,8 @@ class SelectionRule(Float32State):
         assert centroids is not None
         if reads_once(tokens.x, centroids, tokens.x.shape[0]):
             return few_rows.linear(tokens.x, centroids)
+        if logits.computes(tokens.x, centroids):
+            return logits.Logits.apply(tokens.x, centroids)
         return tokens.x.float() @ centroids.float().T
 
     def select(self, logits: Float[Tensor, "T L"], tokens: Tokens) -> Selection:

@@ -1,0 +1,38 @@
+"""A router's logits for many tokens in compiled code: float32 sums of products of bfloat16 or float32 (AVX512)."""
+
+from typing import Any
+
+import torch
+
+from moekit.kernels.experts import LANES, NUMBERS
+from moekit.kernels.library import library
+from moekit.tensors import Float, Tensor
+
+
+def computes(x: Float[Tensor, "T D"], centroids: Float[Tensor, "E D"]) -> bool:
+    """Whether tokens and centroids of these types and widths are for the compiled code."""
+    fits = x.dtype == centroids.dtype and x.dtype in NUMBERS and x.device.type == "cpu" and x.is_contiguous()
+    if not fits or len(centroids) % LANES or x.shape[-1] % LANES or not centroids.is_contiguous():
+        return False
+    compiled = library()
+    return compiled is not None and compiled.moekit_level() >= 2
+
+
+class Logits(torch.autograd.Function):
+    """x @ centroids^T in float32. Its gradient is rounded to the type of `x`, as that of any product of this type."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, centroids: Tensor) -> Tensor:
+        ctx.save_for_backward(x, centroids)
+        compiled = library()
+        assert compiled is not None
+        found = torch.empty(len(x), len(centroids))
+        sizes, threads = (NUMBERS[x.dtype], *x.shape, len(centroids)), torch.get_num_threads()
+        compiled.moekit_logits(x.data_ptr(), centroids.data_ptr(), *sizes, found.data_ptr(), threads, 2)
+        return found
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        x, centroids = ctx.saved_tensors
+        grad = grads[0].to(x.dtype)
+        return grad @ centroids, grad.T @ x
