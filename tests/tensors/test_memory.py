@@ -9,7 +9,9 @@ from safetensors.torch import save_file
 
 from moekit.checkpoint import weights
 from moekit.checkpoint.header import read_header
-from moekit.tensors.memory import HUGE, map_huge_pages, memory_bytes
+from moekit.tensors.memory import HUGE, map_huge_pages, memory_bytes, prefer_huge_pages
+
+SETTING = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
 def test_mapped_files_keep_their_bytes_and_say_whether_the_system_knows_huge_pages(tmp_path: Path) -> None:
@@ -32,6 +34,17 @@ def test_weights_are_those_of_the_file_whether_or_not_it_fits_into_memory(
     stored = read_header(tmp_path / "model.safetensors")
     reader = weights.Weights(stored)
     assert all(torch.equal(reader.read(stored[name]), expected) for name, expected in tensors.items())
+
+
+@pytest.mark.parametrize("size", [0, 1000, 1 << 25])
+def test_tensors_in_huge_pages_take_and_keep_numbers(size: int) -> None:
+    numbers = torch.empty(size, dtype=torch.uint8)
+    prefer_huge_pages(numbers)
+    numbers.copy_(torch.arange(size) % 251)
+    assert torch.equal(numbers, (torch.arange(size) % 251).to(torch.uint8))
+    if size == 1 << 25 and HUGE is not None and "[never]" not in SETTING.read_text():
+        rollup = Path("/proc/self/smaps_rollup").read_text()
+        assert int(rollup.split("AnonHugePages:")[1].split()[0]) > 0
 
 
 def test_this_machine_has_memory() -> None:

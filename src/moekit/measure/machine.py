@@ -16,7 +16,7 @@ from moekit.moe.experts import Experts
 from moekit.moe.routing import Routing
 from moekit.plan.blueprint import Blueprint, Mixture
 from moekit.plan.devices import Device
-from moekit.tensors.memory import memory_bytes
+from moekit.tensors.memory import memory_bytes, prefer_huge_pages
 
 NAME = "this-machine"
 
@@ -98,7 +98,9 @@ def vector_bandwidth(dtype: torch.dtype, n_bytes: int = READ_BYTES) -> float:
     best = 0.0
     for rows in ROWS:
         size = rows * SIDE * dtype.itemsize
-        stack = torch.ones(max(n_bytes // size, 1), rows, SIDE, dtype=dtype)
+        stack = torch.empty(max(n_bytes // size, 1), rows, SIDE, dtype=dtype)
+        prefer_huge_pages(stack)
+        stack.fill_(1)
         product = few_rows.linear if dtype == torch.bfloat16 and few_rows.runs_here() else F.linear
         seconds = least_seconds(lambda stack=stack, product=product: [product(x, matrix) for matrix in stack], 5)
         best = max(best, stack.nbytes / seconds)

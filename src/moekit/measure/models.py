@@ -11,6 +11,7 @@ from moekit.config.quantisation import Groups
 from moekit.kernels.groups import quantise
 from moekit.model.transformer import Transformer
 from moekit.tensors import Float, Tensor
+from moekit.tensors.memory import prefer_huge_pages
 
 DRAWN = 1 << 20
 """Random numbers that are drawn; tensors repeat them."""
@@ -24,7 +25,7 @@ def random_model(config: ModelConfig, dtype: torch.dtype) -> Transformer:
     """A model in `dtype`, ready for evaluation, with weights of a trained model's size."""
     with torch.device("meta"):
         model = Transformer(config)
-    model = model.to(dtype).to_empty(device="cpu").eval()
+    model = _in_memory(model.to(dtype))
     fill(model)
     if config.tie_embeddings:
         model.head.weight = model.embedding.weight
@@ -39,7 +40,7 @@ def random_quantised(config: ModelConfig, groups: Groups) -> Transformer:
     tensors = dict(model.named_parameters())
     inputs = {name: tensors[name].shape[-1] for name in quantisable(model) if _divides(tensors[name], groups)}
     hold_groups(model, inputs, groups)
-    model = model.to_empty(device="cpu").eval()
+    model = _in_memory(model)
     fill(model)
     _fill_groups(model, inputs, groups)
     return model
@@ -69,6 +70,14 @@ def fill_matrix(matrix: Float[Tensor, "*stack O I"]) -> None:
     for start in range(0, flat.numel(), DRAWN):
         part = flat[start : start + DRAWN]
         part.copy_(drawn[: len(part)])
+
+
+def _in_memory(model: Transformer) -> Transformer:
+    """`model` with memory like that of files, which moekit maps in huge pages."""
+    model = model.to_empty(device="cpu").eval()
+    for parameter in model.parameters():
+        prefer_huge_pages(parameter.detach())
+    return model
 
 
 def _divides(tensor: Tensor, groups: Groups) -> bool:

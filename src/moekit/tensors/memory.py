@@ -12,9 +12,6 @@ from moekit.tensors import Tensor
 HUGE = getattr(mmap, "MADV_HUGEPAGE", None)
 """The advice that memory be mapped in huge pages, where the system knows it: it is then read a quarter faster."""
 
-COLLAPSE = 25
-"""The advice to move what is there already into huge pages now (Linux 6.1; MADV_COLLAPSE)."""
-
 HUGE_BYTES = 2 << 20
 
 
@@ -38,14 +35,12 @@ def map_huge_pages(files: Sequence[mmap.mmap]) -> bool:
     return True
 
 
-def into_huge_pages(tensor: Tensor) -> None:
-    """Let the memory of `tensor` be huge pages where the system can; its values stay. Small tensors are left alone."""
+def prefer_huge_pages(tensor: Tensor) -> None:
+    """Let memory that was not written to yet be huge pages where the system can. Small tensors are left alone."""
     if HUGE is None or not tensor.is_cpu or tensor.nbytes < 4 * HUGE_BYTES:
         return
     start = -(-tensor.data_ptr() // HUGE_BYTES) * HUGE_BYTES
-    size = (tensor.data_ptr() + tensor.nbytes - start) // HUGE_BYTES * HUGE_BYTES
-    for advice in (HUGE, COLLAPSE):
-        _advise()(start, size, advice)
+    _advise()(start, (tensor.data_ptr() + tensor.nbytes - start) // HUGE_BYTES * HUGE_BYTES, HUGE)
 
 
 @cache
