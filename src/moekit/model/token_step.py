@@ -18,6 +18,7 @@ from moekit.model.norm import RMSNorm
 from moekit.model.rope import turn
 from moekit.moe.experts import Experts, Stored
 from moekit.moe.layer import MoE, read
+from moekit.moe.router import Router
 from moekit.moe.routing import Routing
 from moekit.tensors import Float, Tensor
 
@@ -26,7 +27,8 @@ class Program(NamedTuple):
     """A token's way through the blocks of a model, prepared once: packing it anew takes a twentieth of a token's time.
 
     `mixtures` tells by the place of a job what reads its experts, and the size of its choice. `hooks` are those of all
-    modules that are passed by; whoever listens must hear. `kept` is all that the jobs point to.
+    modules that are passed by; whoever listens must hear. `changing` are those that do otherwise in training. `kept` is
+    all that the jobs point to.
     """
 
     jobs: bytes
@@ -34,13 +36,13 @@ class Program(NamedTuple):
     rows: Rows
     mixtures: dict[int, tuple[Stored | None, Size]]
     hooks: list[dict[int, Any]]
-    modules: list[nn.Module]
+    changing: list[nn.Module]
     rooms: list[Tensor]
     kept: list[object]
 
     def holds(self, cache: Cache) -> bool:
         """Whether nobody listens, nobody trains, and the past lies where it lay."""
-        alone = not any(self.hooks) and not any(module.training for module in self.modules)
+        alone = not any(self.hooks) and not any(module.training for module in self.changing)
         return alone and all(map(is_, self.rooms, cache.rooms()))
 
 
@@ -97,5 +99,6 @@ def prepared(blocks: Sequence[Block], norm: RMSNorm, x: Tensor, now: Turn, cache
     for module in modules:
         if not (isinstance(module, Experts) and module.stored is not None):
             kept += [parameter.detach() for parameter in module.parameters(recurse=False)]
+    changing = [module for module in modules if isinstance(module, (Experts, Router))]
     hooks = [hook for module in modules for hook in (module._forward_hooks, module._forward_pre_hooks)]
-    return Program(b"".join(jobs), len(jobs), rows, mixtures, hooks, modules, cache.rooms(), kept)
+    return Program(b"".join(jobs), len(jobs), rows, mixtures, hooks, changing, cache.rooms(), kept)
