@@ -99,6 +99,6 @@ def prepared(blocks: Sequence[Block], norm: RMSNorm, x: Tensor, now: Turn, cache
     for module in modules:
         if not (isinstance(module, Experts) and module.stored is not None):
             kept += [parameter.detach() for parameter in module.parameters(recurse=False)]
-    changing = [module for module in modules if isinstance(module, (Experts, Router))]
+    changing: list[nn.Module] = [module for module in modules if isinstance(module, (Experts, Router))]
     hooks = [hook for module in modules for hook in (module._forward_hooks, module._forward_pre_hooks)]
     return Program(b"".join(jobs), len(jobs), rows, mixtures, hooks, changing, cache.rooms(), kept)
