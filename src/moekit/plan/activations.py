@@ -8,10 +8,9 @@ and masks are left out.
 from typing import NamedTuple
 
 from moekit.plan.blueprint import Attention, Blueprint, Mixture
-from moekit.plan.experts import distinct_experts
 
 LANES = 16
-"""The compiled expert block fills up each expert's rows to a multiple of it."""
+"""Compiled logits are for widths and numbers of experts that are multiples of it."""
 
 GROUP = 16 << 20
 """Bytes of experts' rows after which that block adds them up."""
@@ -100,16 +99,12 @@ def _values(attention: Attention) -> int:
 def saved_by_mixture(mixture: Mixture, width: int, batch: Batch) -> int:
     """Bytes kept for one token by one layer: the router's logits and scores, the places, gate and up of each row."""
     b = batch.width
-    router = (4 * width if b == 2 else 0) + 8 * mixture.n_routed
+    # The compiled logits read the tokens as they are; torch's, in other shapes, a copy in float32.
+    copied = b == 2 and (mixture.n_routed % LANES or width % LANES)
+    router = (4 * width if copied else 0) + 8 * mixture.n_routed
     places = 32 * mixture.top_k
-    rows = filled_rows(mixture, batch.tokens) / batch.tokens
-    return router + places + round(2 * (rows * inner(mixture.expert, width) + inner(mixture.shared, width)) * b)
-
-
-def filled_rows(mixture: Mixture, tokens: int) -> float:
-    """Rows of one layer's experts, those of each expert filled up: by half of `LANES` less one on average."""
-    used = distinct_experts(mixture.n_routed, mixture.top_k, tokens)
-    return used * max(tokens * mixture.top_k / used + (LANES - 1) / 2, LANES)
+    rows = mixture.top_k * inner(mixture.expert, width) + inner(mixture.shared, width)
+    return router + places + 2 * rows * b
 
 
 def loss_peak(blueprint: Blueprint, batch: Batch) -> int:
@@ -141,8 +136,8 @@ def backward_peak(blueprint: Blueprint, batch: Batch) -> int:
 def _experts_backward(mixture: Mixture, width: int, batch: Batch) -> int:
     rows = mixture.top_k * batch.tokens * width * batch.width
     sums = batch.tokens * width * 4 if rows > GROUP else 0
-    inners = filled_rows(mixture, batch.tokens) * inner(mixture.expert, width) * batch.width
-    return round(inners) + min(rows, GROUP) + sums
+    inners = mixture.top_k * batch.tokens * inner(mixture.expert, width) * batch.width
+    return inners + min(rows, GROUP) + sums
 
 
 def working_set(blueprint: Blueprint, tokens: int, width: int) -> int:
