@@ -33,6 +33,7 @@ namespace {
 using namespace tiles;
 
 constexpr int64_t PACKED = 3 << 18;  // bytes of packed columns that stay in a core's second cache
+constexpr int64_t AHEAD = 4;         // rows that are asked for before they are needed
 constexpr int64_t SHARED = 4 << 20;  // and in the one that cores share
 
 // Rows of an expert that are computed together: their columns are packed once and meet every strip of its matrices.
@@ -119,7 +120,7 @@ template <class Type> struct Block {
         const int64_t width = words(e.width), inner = words(e.inner), begin = e.bounds[c.expert] + c.begin;
         Word *in = one.take<Word>(packed(e.width, c.n)), *between = two.take<Word>(packed(e.inner, c.n));
         Number *kept = e.hidden ? (Number *)e.hidden[c.expert] + 2 * c.begin * e.inner : nullptr;
-        in_panels(c.n, [&](int64_t p, int64_t first, int64_t n) { pack_rows(x, e.width, e.tokens + begin + first, n, width, in + p * width * COLUMNS); });
+        in_panels(c.n, [&](int64_t p, int64_t first, int64_t n) { pack_rows(x, e.width, e.tokens + begin + first, n, e.bounds[e.n_experts] - begin - first, width, in + p * width * COLUMNS); });
         Found gate, up;
         for (int64_t i = 0; i < e.inner; i += STRIP)
             in_panels(c.n, [&](int64_t p, int64_t first, int64_t n) {
@@ -170,7 +171,11 @@ template <class Type> struct Block {
         const int64_t begin = e.bounds[c.expert] + c.begin, inner = e.inner, width = e.width;
         Number *in = one.take<Number>(sizeof(Number) * c.n * width);
         Word *panel = two.take<Word>(4 * BROAD * words(std::max(width, 2 * inner)));
-        for (int64_t r = 0; r < c.n; r++) std::copy_n(grad + e.tokens[begin + r] * width, width, in + r * width);
+        for (int64_t r = 0; r < c.n; r++) {
+            const Number *next = grad + e.tokens[begin + std::min(r + AHEAD, c.n - 1)] * width;
+            for (int64_t d = 0; d < width; d += LINE / sizeof(Number)) ask(next + d);
+            std::copy_n(grad + e.tokens[begin + r] * width, width, in + r * width);
+        }
         std::fill_n(of_weights + begin, c.n, 0.0f);
         Number *hidden = (Number *)e.hidden[c.expert] + 2 * c.begin * inner, *inners = (Number *)e.inners[c.expert] + c.begin * inner;
         float found[BROAD_ROWS * BROAD];
@@ -229,19 +234,55 @@ template <class Type> struct Block {
             sums_of_products(slopes, part.begin, part.n, {x, e.width, tokens}, e.width, rows, of_gate_up + 2 * i * e.inner * e.width, one, two);
     }
 
-    // The sum over a token's rows of group g, times their weights where these are given, added to what earlier groups gave.
-    void combine(int64_t g, int64_t t, const Number *rows, const float *weights, float *sums, Number *out) const {
+    // The rows of a token that lie in group g, counted from the group's first.
+    int64_t rows_of(int64_t t, int64_t g, int64_t *found) const {
         const int64_t begin = e.bounds[e.groups[g]], end = e.bounds[e.groups[g + 1]];
-        for (int64_t d = 0; d < e.width; d += LANES) {
-            __m512 sum = g ? _mm512_loadu_ps(sums + t * e.width + d) : _mm512_setzero_ps();
-            for (int64_t k = 0; k < e.top_k; k++) {
-                const int64_t row = e.places[t * e.top_k + k];
-                if (row < begin || row >= end) continue;
-                const __m512 factor = _mm512_set1_ps(weights ? weights[row] : 1);
-                sum = _mm512_fmadd_ps(factor, Type::load(rows + (row - begin) * e.width + d), sum);
-            }
-            if (g + 1 == e.n_groups) Type::store(out + t * e.width + d, sum);
-            else _mm512_storeu_ps(sums + t * e.width + d, sum);
+        int64_t n = 0;
+        for (int64_t k = 0; t < e.n_tokens && k < e.top_k; k++) {
+            const int64_t row = e.places[t * e.top_k + k];
+            if (row >= begin && row < end) found[n++] = row - begin;
+        }
+        return n;
+    }
+
+    // V vectors, from column d on, of the sum over a token's rows, which begins with what earlier groups gave. The rows of the
+    // next token are asked for.
+    template <int V>
+    void combine_columns(const Number *rows, int64_t d, const int64_t *own, int64_t n, const int64_t *next, int64_t n_next, const float *weights, float *sums, Number *out, bool first, bool last) const {
+        __m512 sum[V];
+#pragma GCC unroll 8
+        for (int v = 0; v < V; v++) sum[v] = first ? _mm512_setzero_ps() : _mm512_loadu_ps(sums + d + v * LANES);
+        for (int64_t i = 0; i < n_next; i++)
+            for (int64_t at = 0; at < V * LANES; at += LINE / sizeof(Number)) ask(rows + next[i] * e.width + d + at);
+        for (int64_t i = 0; i < n; i++) {
+            const __m512 factor = _mm512_set1_ps(weights ? weights[own[i]] : 1);
+#pragma GCC unroll 8
+            for (int v = 0; v < V; v++) sum[v] = _mm512_fmadd_ps(factor, Type::load(rows + own[i] * e.width + d + v * LANES), sum[v]);
+        }
+#pragma GCC unroll 8
+        for (int v = 0; v < V; v++)
+            if (last) Type::store(out + d + v * LANES, sum[v]);
+            else _mm512_storeu_ps(sums + d + v * LANES, sum[v]);
+    }
+
+    // For all tokens, the sums over their rows of group g, times their weights where these are given, added to what earlier
+    // groups gave. Called by all threads at once.
+    void combine(int64_t g, const Number *rows, const float *weights, float *sums, Number *out) const {
+        constexpr int AT_ONCE = 8;
+        std::vector<int64_t> room(2 * e.top_k);
+        int64_t *own = room.data(), *next = own + e.top_k, n_next = -1;
+        const float *weights_here = weights ? weights + e.bounds[e.groups[g]] : nullptr;
+        const bool first = g == 0, last = g + 1 == e.n_groups;
+#pragma omp for schedule(static)
+        for (int64_t t = 0; t < e.n_tokens; t++) {
+            const int64_t n = n_next < 0 ? rows_of(t, g, next) : n_next;
+            std::swap(own, next);
+            n_next = rows_of(t + 1, g, next);
+            int64_t d = 0;
+            for (; d + AT_ONCE * LANES <= e.width; d += AT_ONCE * LANES)
+                combine_columns<AT_ONCE>(rows, d, own, n, next, n_next, weights_here, sums + t * e.width, out + t * e.width, first, last);
+            for (; d < e.width; d += LANES)
+                combine_columns<1>(rows, d, own, n, next, n_next, weights_here, sums + t * e.width, out + t * e.width, first, last);
         }
     }
 
@@ -252,8 +293,7 @@ template <class Type> struct Block {
             for (int64_t g = 0; g < e.n_groups; g++) {
 #pragma omp for schedule(dynamic, 1)
                 for (size_t c = 0; c < chunks[g].size(); c++) forward_chunk(chunks[g][c], x, in_group(rows, g), one, two);
-#pragma omp for schedule(static)
-                for (int64_t t = 0; t < e.n_tokens; t++) combine(g, t, rows, e.weights, sums, out);
+                combine(g, rows, e.weights, sums, out);
             }
         }
     }
@@ -281,8 +321,7 @@ template <class Type> struct Block {
 #pragma omp for schedule(dynamic, 1)
                 for (size_t c = 0; c < chunks[g].size(); c++)
                     backward_chunk(chunks[g][c], grad, in_group(rows, g), of_weights, one, two);
-#pragma omp for schedule(static)
-                for (int64_t t = 0; t < e.n_tokens; t++) combine(g, t, rows, nullptr, sums, of_x);
+                combine(g, rows, nullptr, sums, of_x);
             }
 #pragma omp for schedule(dynamic, 1)
             for (size_t p = 0; p < all.size(); p++)

@@ -54,6 +54,10 @@ SIGNATURES: dict[str, tuple[Any, ...]] = {
     "moekit_squares": (c_void_p, c_int64, POINTER(c_double), c_int, c_int),
     "moekit_keep_memory": (),
     "moekit_logits": (c_void_p, c_void_p, c_int, *[c_int64] * 3, c_void_p, c_int, c_int),
+    "moekit_by_expert": (c_void_p, *[c_int64] * 3, *[c_void_p] * 3),
+    "moekit_choose": (c_void_p, c_void_p, c_int64, *[c_void_p] * 3, c_int, c_int),
+    "moekit_slopes": (c_void_p, c_void_p, c_int, c_int),
+    "moekit_chosen_backward": (*[c_void_p] * 3, c_int64, *[c_void_p] * 2, c_int, c_int),
     "moekit_experts_forward": (POINTER(ExpertBlock), *[c_void_p] * 4),
     "moekit_experts_backward": (POINTER(ExpertBlock), *[c_void_p] * 8),
 }

@@ -26,7 +26,7 @@ void products(const typename Type::Number *x, const typename Type::Number *matri
         for (int64_t begin = 0; begin < n; begin += TOGETHER) {
             const int64_t size = std::min(TOGETHER, n - begin);
             for (int64_t i = 0; i < size; i++) which[i] = begin + i;
-            in_panels(size, [&](int64_t p, int64_t first, int64_t columns) { pack_rows(x, width, &which[first], columns, words, &in[p * words * COLUMNS]); });
+            in_panels(size, [&](int64_t p, int64_t first, int64_t columns) { pack_rows(x, width, &which[first], columns, size - first, words, &in[p * words * COLUMNS]); });
             for (int64_t row = 0; row < out; row += STRIP)
                 in_panels(size, [&](int64_t p, int64_t first, int64_t columns) {
                     const auto *at = matrix + row * width;

@@ -18,18 +18,23 @@ def computes(x: Float[Tensor, "T D"], centroids: Float[Tensor, "E D"]) -> bool:
     return compiled is not None and compiled.moekit_level() >= 2
 
 
+def product(x: Float[Tensor, "T D"], centroids: Float[Tensor, "E D"]) -> Float[Tensor, "T E"]:
+    """x @ centroids^T in float32, without gradients. Call only where `computes`."""
+    compiled = library()
+    assert compiled is not None
+    found = torch.empty(len(x), len(centroids))
+    sizes, threads = (NUMBERS[x.dtype], *x.shape, len(centroids)), torch.get_num_threads()
+    compiled.moekit_logits(x.data_ptr(), centroids.data_ptr(), *sizes, found.data_ptr(), threads, 2)
+    return found
+
+
 class Logits(torch.autograd.Function):
-    """x @ centroids^T in float32. Its gradient is rounded to the type of `x`, as that of any product of this type."""
+    """`product`, whose gradient is rounded to the type of `x`, as that of any product of this type."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, centroids: Tensor) -> Tensor:
         ctx.save_for_backward(x, centroids)
-        compiled = library()
-        assert compiled is not None
-        found = torch.empty(len(x), len(centroids))
-        sizes, threads = (NUMBERS[x.dtype], *x.shape, len(centroids)), torch.get_num_threads()
-        compiled.moekit_logits(x.data_ptr(), centroids.data_ptr(), *sizes, found.data_ptr(), threads, 2)
-        return found
+        return product(x, centroids)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]

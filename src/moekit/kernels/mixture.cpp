@@ -1,13 +1,11 @@
-// A mixture for a few tokens in one call: logits, scores, choice and weights (arXiv 2401.06066, eqs 9-11; 2405.04434, eqs
-// 20-22; 2412.19437, eqs 12-16), then the chosen experts and the shared ones.
+// A mixture for a few tokens in one call: logits, scores, choice and weights, then the chosen experts and the shared ones.
 
 #include <cmath>
-#include <limits>
 #include <map>
 #include <numeric>
 
+#include "choice.h"
 #include "loops.h"
-#include "token.h"
 
 extern "C" {
 void moekit_swiglu_rows(const moekit_block *, int64_t, const void *, int, int64_t, int64_t, void *, int, int, int);
@@ -15,61 +13,6 @@ void moekit_linear_rows(const moekit_matrix *, const void *, int, int64_t, void 
 }
 
 namespace {
-
-using Choice = moekit_choice;
-
-void score(const float *logits, float *scores, int64_t n, int kind) {
-    if (kind == 0) {
-        const float most = *std::max_element(logits, logits + n);
-        float total = 0;
-        for (int64_t i = 0; i < n; i++) total += scores[i] = std::exp(logits[i] - most);
-        for (int64_t i = 0; i < n; i++) scores[i] /= total;
-        return;
-    }
-    for (int64_t i = 0; i < n; i++) {
-        if (kind == 1) scores[i] = 1 / (1 + std::exp(-logits[i]));
-        else scores[i] = std::sqrt(std::max(logits[i] > 20 ? logits[i] : std::log1p(std::exp(logits[i])), std::numeric_limits<float>::min()));
-    }
-}
-
-// The places of the `count` greatest of n numbers, best first; of equal ones the first.
-std::vector<int64_t> greatest(const float *numbers, int64_t n, int64_t count) {
-    std::vector<int64_t> places(n);
-    std::iota(places.begin(), places.end(), 0);
-    const auto better = [=](int64_t a, int64_t b) { return numbers[a] > numbers[b] || (numbers[a] == numbers[b] && a < b); };
-    std::partial_sort(places.begin(), places.begin() + count, places.end(), better);
-    places.resize(count);
-    return places;
-}
-
-// Experts outside the best groups fall to -infinity; a group is worth the sum of its best `summed`.
-void close_groups(const Choice &choice, float *ranking) {
-    const int64_t size = choice.n_experts / choice.n_groups;
-    std::vector<float> worth(choice.n_groups, 0.0f);
-    for (int64_t g = 0; g < choice.n_groups; g++)
-        for (int64_t place : greatest(ranking + g * size, size, choice.summed)) worth[g] += ranking[g * size + place];
-    std::vector<bool> open(choice.n_groups, false);
-    for (int64_t g : greatest(worth.data(), choice.n_groups, choice.top_k_groups)) open[g] = true;
-    for (int64_t i = 0; i < choice.n_experts; i++)
-        if (!open[i / size]) ranking[i] = -INFINITY;
-}
-
-void choose(const Choice &choice, const float *logits, float *scores, int64_t *experts, float *weights) {
-    score(logits, scores, choice.n_experts, choice.score);
-    std::vector<float> ranking(scores, scores + choice.n_experts);
-    for (int64_t i = 0; choice.factor && i < choice.n_experts; i++) ranking[i] *= choice.factor[i];
-    for (int64_t i = 0; choice.bias && i < choice.n_experts; i++) ranking[i] += choice.bias[i];
-    if (choice.top_k_groups < choice.n_groups) close_groups(choice, ranking.data());
-    const std::vector<int64_t> best = greatest(ranking.data(), choice.n_experts, choice.top_k);
-    std::copy(best.begin(), best.end(), experts);
-    for (int64_t k = 0; k < choice.top_k; k++) weights[k] = (choice.late ? logits : scores)[experts[k]];
-    if (choice.late) score(weights, weights, choice.top_k, choice.score);
-    if (choice.renormalise) {
-        const float sum = std::accumulate(weights, weights + choice.top_k, 0.0f) + float(choice.epsilon);
-        for (int64_t k = 0; k < choice.top_k; k++) weights[k] /= sum == 0 ? 1 : sum;
-    }
-    for (int64_t k = 0; k < choice.top_k; k++) weights[k] *= float(choice.scale);
-}
 
 // The rows that come to an expert, and their weights.
 struct Come {
@@ -80,15 +23,16 @@ struct Come {
 using Chosen = std::map<int64_t, Come>;
 
 Chosen choose_for_all(const moekit_mixture &mixture, const moekit_call &call, int threads, int level) {
-    const Choice &choice = mixture.choice;
+    const moekit_choice &choice = mixture.choice;
     Chosen found;
     if (!mixture.centroids.out) return found;
+    rows::Buffer<float> room(2 * choice.n_experts);
     float *logits = call.numbers + choice.logits, *scores = call.numbers + choice.scores, *weights = call.numbers + choice.weights;
     int64_t *experts = call.places + choice.experts;
     moekit_linear_rows(&mixture.centroids, mixture.x, mixture.narrow, mixture.n, logits, 0, threads, level);
     for (int64_t t = 0; t < mixture.n; t++) {
         const int64_t at = t * choice.n_experts, chosen = t * choice.top_k;
-        choose(choice, logits + at, scores + at, experts + chosen, weights + chosen);
+        choice::choose(choice, logits + at, scores + at, experts + chosen, weights + chosen, room.data(), level);
         for (int64_t place = chosen; place < chosen + choice.top_k; place++) {
             Come &own = found[experts[place]];
             own.tokens.push_back(t), own.weights.push_back(weights[place]);

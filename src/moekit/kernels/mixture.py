@@ -7,37 +7,18 @@ from typing import NamedTuple
 
 import torch
 
+from moekit.kernels.choice import CHOICE, Chosen, Steering, Way, packed_choice
 from moekit.kernels.few_rows import Place
 from moekit.kernels.token import MIXTURE as MIXTURE_JOB
 from moekit.kernels.token import Found, job
-from moekit.tensors import Float, Int, Tensor
+from moekit.tensors import Float, Tensor
 
-CHOICE, MIXTURE = Struct("=4q2Q5q2d3i4x"), Struct("=" + 6 * "Qqqqii" + "Q2q3Q3q")
-"""How `moekit_choice` and the rest of `moekit_mixture` of token.h lie in memory."""
-
-SCORES = ("softmax", "sigmoid", "sqrt_softplus")
-"""How a logit becomes a score, in the order of mixture.cpp."""
+MIXTURE = Struct("=" + 6 * "Qqqqii" + "Q2q3Q3q")
+"""How what follows the choice in `moekit_mixture` of token.h lies in memory."""
 
 NOWHERE: Place = (0, 0, 0, 0, 16, 0)
 
 NO_CHOICE = bytes(CHOICE.size)
-
-
-class Way(NamedTuple):
-    """How experts are chosen and weighed: see the fields of the same names of `TopKRouting`.
-
-    `late`: the chosen experts alone are scored. A group is worth the sum of its best `summed` experts.
-    """
-
-    score: str
-    late: bool
-    top_k: int
-    n_groups: int
-    top_k_groups: int
-    summed: int
-    renormalise: bool
-    epsilon: float
-    scale: float
 
 
 class Where(NamedTuple):
@@ -77,15 +58,6 @@ class Size(NamedTuple):
         return self.n * self.top_k
 
 
-class Chosen(NamedTuple):
-    """Each token's experts, best first, and their weights; scores and logits of all experts in float32."""
-
-    experts: Int[Tensor, "T K"]
-    weights: Float[Tensor, "T K"]
-    scores: Float[Tensor, "T E"]
-    logits: Float[Tensor, "T E"]
-
-
 class Mixture(NamedTuple):
     """The job, the size of its choice, and what must live until it is done."""
 
@@ -115,34 +87,20 @@ def mixture(
     y: Float[Tensor, "*shape D"],
     centroids: Place,
     way: Way,
-    steering: tuple[Float[Tensor, " E"] | None, Float[Tensor, " E"] | None],
+    steering: Steering,
     where: Where,
     shared: Shared | None,
     before: Sequence[Size] | None = None,
 ) -> Mixture:
     """The job that puts the mixture of `x` into `y`, or adds it where other choices come `before` that of this one.
 
-    Both are of one type, bfloat16 or float32, and contiguous. Experts are ranked by score * factor + bias (`steering`:
-    bias, factor), the first of equal ones before the others; their weights come from the scores alone.
+    Both are of one type, bfloat16 or float32, and contiguous. Of equal experts the first is before the others.
     """
     size = Size(x.numel() // x.shape[-1], centroids[1], way.top_k)
     weights, places = sum(each.numbers for each in before or ()), sum(each.places for each in before or ())
     scores = weights + size.n * size.top_k
-    kept = [None if each is None else each.float().contiguous() for each in steering]
-    choice = CHOICE.pack(
-        scores + size.n * size.n_experts,
-        scores,
-        weights,
-        places,
-        *(0 if each is None else each.data_ptr() for each in kept),
-        size.n_experts,
-        *way[2:6],
-        way.epsilon,
-        way.scale,
-        SCORES.index(way.score),
-        way.late,
-        way.renormalise,
-    )
+    at = scores + size.n * size.n_experts, scores, weights, places
+    choice, kept = packed_choice(way, size.n_experts, steering, at)
     job = choice_and_blocks(x, y, choice, centroids, where, shared, before is not None)
     return Mixture(job, size, [*kept, where.table])
 

@@ -112,6 +112,8 @@ inline int word(const Word *from) {
     return found;
 }
 
+inline void ask(const void *at) { _mm_prefetch((const char *)at, _MM_HINT_T0); }
+
 inline int64_t up_to(int64_t count, int64_t unit) { return (count + unit - 1) / unit * unit; }
 
 // found[ROWS][COLUMNS] = rows at `a` times the first V vectors of a panel and the first REST columns of one more, whose
@@ -285,13 +287,14 @@ inline void transpose(__m512i (&r)[16]) {
 inline __mmask16 first(int64_t count) { return count >= 16 ? 0xffff : __mmask16((1u << count) - 1); }
 
 // A panel whose columns are the rows of `x` that `which` names, `n` of them, each of `words` words; zero columns after them
-// fill the last vector.
+// fill the last vector. Rows come from anywhere: those that `which` names next, `known` in all, are asked for meanwhile.
 template <class Number>
-void pack_rows(const Number *x, int64_t stride, const int64_t *which, int64_t n, int64_t words, Word *panel) {
+void pack_rows(const Number *x, int64_t stride, const int64_t *which, int64_t n, int64_t known, int64_t words, Word *panel) {
     for (int64_t begin = 0; begin < n; begin += LANES) {
         Word *to = panel + begin;
         for (int64_t k = 0; k < words; k += 16) {
             __m512i block[16];
+            for (int64_t i = begin + LANES; i < std::min(begin + 2 * LANES, known); i++) ask((const Word *)(x + which[i] * stride) + k);
             for (int i = 0; i < 16; i++)
                 block[i] = begin + i < n ? _mm512_maskz_loadu_epi32(first(words - k), (const Word *)(x + which[begin + i] * stride) + k)
                                          : _mm512_setzero_si512();
@@ -317,7 +320,10 @@ void pack_columns(const Rows<typename Type::Number> &x, int64_t n, int64_t from,
         const int64_t row = k * Type::PER_WORD;
         const auto *a = x.row(row) + from;
         const auto *b = Type::PER_WORD == 2 && row + 1 < n ? x.row(row + 1) + from : nullptr;
+        const auto *next = x.row(std::min(row + 4 * Type::PER_WORD, n - 1)) + from, *after = x.row(std::min(row + 4 * Type::PER_WORD + 1, n - 1)) + from;
         for (int64_t c = 0; c < width; c += 2 * LANES) {
+            ask(next + c);
+            if (Type::PER_WORD == 2) ask(after + c);
             Word *to = panels + c / BROAD * words * BROAD + k * BROAD + c % BROAD;
             if (width - c > LANES) Type::put_words(to, a + c, b ? b + c : nullptr);
             else _mm512_storeu_si512(to, Type::words(a + c, b ? b + c : nullptr));

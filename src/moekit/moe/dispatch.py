@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import torch
 
+from moekit.kernels.by_expert import by_expert
 from moekit.moe.routing import Routing
 from moekit.tensors import Int, Tensor
 
@@ -29,8 +30,16 @@ class Dispatch(NamedTuple):
 
 def dispatch(routing: Routing, multiple: int | None = None) -> Dispatch:
     """Sort the served places of `routing` by expert, each expert's padded to `multiple` rows (default: `panel`)."""
-    n_experts, (n_tokens, top_k) = routing.n_experts, routing.experts.shape
-    flat = (routing.experts if routing.served is None else routing.served).flatten()
+    n_experts, served = routing.n_experts, routing.experts if routing.served is None else routing.served
+    found = by_expert(served, n_experts) if multiple == 1 else None
+    if found is None:
+        return sorted_rows(served, n_experts, multiple)
+    return Dispatch(found.tokens, found.rows, found.tokens[:0], found.bounds, len(found.tokens) == served.numel())
+
+
+def sorted_rows(experts: Int[Tensor, "T K"], n_experts: int, multiple: int | None) -> Dispatch:
+    """As `dispatch`, of the experts that serve each token, in plain torch."""
+    (n_tokens, top_k), flat = experts.shape, experts.flatten()
     # Empty places (-1) sort to the end, as if for an expert number E.
     order = flat.remainder(n_experts + 1).argsort(stable=True)
     counts = torch.bincount(flat + 1, minlength=n_experts + 1)[1:]

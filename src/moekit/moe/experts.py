@@ -17,7 +17,6 @@ from moekit.kernels.mixture import Where
 from moekit.moe.compiled_block import CompiledBlock, rows_of
 from moekit.moe.dispatch import Dispatch, dispatch
 from moekit.moe.expert_block import ExpertBlock, Kept, to_rows, without_stacks
-from moekit.moe.few_tokens import are_few, few_rows_by_expert
 from moekit.moe.quantised import weighted_sum
 from moekit.moe.routing import Routing
 from moekit.tensors import Float, Tensor
@@ -103,10 +102,7 @@ class Experts(nn.Module):
 
     def plan(self, x: Float[Tensor, "T D"], routing: Routing) -> Dispatch:
         """The rows of tokens like `x` by expert, as `forward` likes them best."""
-        unpadded = self.groups is not None or self._compiled(x)
-        if unpadded and are_few(routing):
-            return few_rows_by_expert(routing)
-        return dispatch(routing, 1 if unpadded else None)
+        return dispatch(routing, 1 if self.groups is not None or self._compiled(x) else None)
 
     def _drops(self) -> bool:
         return self.training and self.dropout > 0

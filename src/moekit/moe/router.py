@@ -38,8 +38,7 @@ class Router(nn.Module):
         """Route T tokens; for the arguments see `Tokens`. Logits, scores and weights are float32 in every model."""
         tokens = Tokens(x, bias, factor, mask, n_sequences, ids, tasks, generator)
         with _without_autocast(tokens.x.device.type):
-            logits = self.rule.logits(tokens, self.centroids)
-            found = self.rule.select(logits, tokens)
+            logits, found = self.rule.route(tokens, self.centroids)
             experts, weights, scores, _, drawn = found
             routing = Routing(experts, weights, scores, logits, tokens.n_sequences, None, tokens.mask, drawn)
             if self.capacity is None or not self.limits():

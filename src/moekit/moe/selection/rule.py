@@ -6,8 +6,8 @@ import torch
 
 from moekit.config.moe import MoEConfig
 from moekit.kernels import few_rows, logits
+from moekit.kernels.choice import Way
 from moekit.kernels.linear import reads_once
-from moekit.kernels.mixture import Way
 from moekit.moe.experts import Experts
 from moekit.moe.routing import Drawn, Routing
 from moekit.moe.state import Float32State
@@ -75,12 +75,17 @@ class SelectionRule(Float32State):
             return logits.Logits.apply(tokens.x, centroids)
         return tokens.x.float() @ centroids.float().T
 
+    def route(self, tokens: Tokens, centroids: Float[Tensor, "L D"] | None) -> tuple[Float[Tensor, "T L"], Selection]:
+        """Logits, and the choice by them."""
+        logits = self.logits(tokens, centroids)
+        return logits, self.select(logits, tokens)
+
     def select(self, logits: Float[Tensor, "T L"], tokens: Tokens) -> Selection:
         """The choice. `self.training` tells whether noise and whatever else is for training alone takes part."""
         raise NotImplementedError
 
     def way(self) -> Way | None:
-        """How `select` chooses, where compiled code for few tokens knows the way."""
+        """How `select` chooses, where compiled code knows the way."""
         return None
 
     def combine(

@@ -4,13 +4,25 @@ import torch
 import torch.nn.functional as F
 
 from moekit.config.routing import TopKRouting
-from moekit.kernels.mixture import Way
+from moekit.kernels import logits as compiled
+from moekit.kernels.choice import Way
+from moekit.kernels.linear import MOST
+from moekit.moe.selection.compiled_choice import compiled_choice
 from moekit.moe.selection.rule import Selection, SelectionRule, Tokens, normalised
 from moekit.tensors import Float, Tensor
 
 
 class Rule(SelectionRule):
     """`select_top_k` with the layer's numbers."""
+
+    def route(self, tokens: Tokens, centroids: Float[Tensor, "E D"] | None) -> tuple[Float[Tensor, "T E"], Selection]:
+        """In one piece of compiled code where there is one, and nothing must know how other experts were ranked."""
+        assert centroids is not None
+        many = len(tokens.x) > MOST and self.config.capacity is None
+        if not many or not compiled.computes(tokens.x, centroids):
+            return super().route(tokens, centroids)
+        found = compiled_choice(tokens.x, centroids, self.way(), (tokens.bias, tokens.factor))
+        return found.logits, Selection(found.experts, found.weights, found.scores)
 
     def select(self, logits: Float[Tensor, "T E"], tokens: Tokens) -> Selection:
         return select_top_k(self.rule, self.config.top_k, logits, tokens)

@@ -1,0 +1,133 @@
+// One token's choice, in plain loops and for AVX512.
+
+#include "choice.h"
+
+#include <cmath>
+#include <limits>
+
+#include "tiles.h"
+
+namespace {
+
+using namespace choice;
+
+// Numbers are raised to it, and what is taken falls below it: so nothing is taken twice.
+constexpr float LOWEST = std::numeric_limits<float>::lowest();
+
+void score_plain(const float *logits, float *scores, int64_t n, int kind) {
+    if (kind == SOFTMAX) {
+        const float most = *std::max_element(logits, logits + n);
+        float total = 0;
+        for (int64_t i = 0; i < n; i++) total += scores[i] = std::exp(logits[i] - most);
+        for (int64_t i = 0; i < n; i++) scores[i] /= total;
+        return;
+    }
+    for (int64_t i = 0; i < n; i++) {
+        if (kind == SIGMOID) scores[i] = 1 / (1 + std::exp(-logits[i]));
+        else scores[i] = std::sqrt(std::max(logits[i] > 20 ? logits[i] : std::log1p(std::exp(logits[i])), std::numeric_limits<float>::min()));
+    }
+}
+
+int64_t best_plain(const float *numbers, int64_t n) { return std::max_element(numbers, numbers + n) - numbers; }
+
+}  // namespace
+
+WIDE_BEGIN
+
+namespace {
+
+using namespace tiles;
+
+inline __m512 lanes(const float *numbers, int64_t left, float otherwise) {
+    return _mm512_mask_loadu_ps(_mm512_set1_ps(otherwise), first(left), numbers);
+}
+
+void score_wide(const float *logits, float *scores, int64_t n, int kind) {
+    if (kind == SIGMOID) {
+        for (int64_t i = 0; i < n; i += LANES) _mm512_mask_storeu_ps(scores + i, first(n - i), sigmoid(lanes(logits + i, n - i, 0)));
+        return;
+    }
+    __m512 greatest = _mm512_set1_ps(-INFINITY), sum = _mm512_setzero_ps();
+    for (int64_t i = 0; i < n; i += LANES) greatest = _mm512_max_ps(greatest, lanes(logits + i, n - i, -INFINITY));
+    const __m512 most = _mm512_set1_ps(_mm512_reduce_max_ps(greatest));
+    for (int64_t i = 0; i < n; i += LANES) {
+        const __m512 found = exponential(_mm512_sub_ps(lanes(logits + i, n - i, 0), most));
+        sum = _mm512_mask_add_ps(sum, first(n - i), sum, found);
+        _mm512_mask_storeu_ps(scores + i, first(n - i), found);
+    }
+    const __m512 total = _mm512_set1_ps(_mm512_reduce_add_ps(sum));
+    for (int64_t i = 0; i < n; i += LANES) _mm512_mask_storeu_ps(scores + i, first(n - i), _mm512_div_ps(lanes(scores + i, n - i, 0), total));
+}
+
+int64_t best_wide(const float *numbers, int64_t n) {
+    __m512 even = _mm512_set1_ps(-INFINITY), odd = even;
+    for (int64_t i = 0; i < n; i += 2 * LANES) {
+        even = _mm512_max_ps(even, lanes(numbers + i, n - i, -INFINITY));
+        if (i + LANES < n) odd = _mm512_max_ps(odd, lanes(numbers + i + LANES, n - i - LANES, -INFINITY));
+    }
+    const __m512 most = _mm512_set1_ps(_mm512_reduce_max_ps(_mm512_max_ps(even, odd)));
+    for (int64_t i = 0; i < n; i += LANES)
+        if (const __mmask16 found = _mm512_mask_cmp_ps_mask(first(n - i), lanes(numbers + i, n - i, 0), most, _CMP_EQ_OQ)) return i + __builtin_ctz(found);
+    return 0;
+}
+
+}  // namespace
+
+WIDE_END
+
+namespace {
+
+// The places of the `count` greatest of n numbers, which are used up, best first; of equal ones the first. What is not a
+// number comes last.
+void greatest(float *numbers, int64_t n, int64_t count, int64_t *places, int level) {
+    for (int64_t i = 0; i < n; i++) numbers[i] = numbers[i] > LOWEST ? numbers[i] : LOWEST;
+    for (int64_t k = 0; k < count; k++) {
+        places[k] = level >= 2 ? best_wide(numbers, n) : best_plain(numbers, n);
+        numbers[places[k]] = -INFINITY;
+    }
+}
+
+// Experts outside the best groups fall to -infinity; a group is worth the sum of its best `summed`.
+void close_groups(const Choice &choice, float *ranking, float *room, int level) {
+    const int64_t size = choice.n_experts / choice.n_groups;
+    std::vector<float> worth(choice.n_groups, 0.0f);
+    std::vector<int64_t> best(std::max(choice.summed, choice.top_k_groups));
+    for (int64_t g = 0; g < choice.n_groups; g++) {
+        std::copy_n(ranking + g * size, size, room);
+        greatest(room, size, choice.summed, best.data(), level);
+        for (int64_t i = 0; i < choice.summed; i++) worth[g] += ranking[g * size + best[i]];
+    }
+    std::vector<bool> open(choice.n_groups, false);
+    greatest(worth.data(), choice.n_groups, choice.top_k_groups, best.data(), level);
+    for (int64_t i = 0; i < choice.top_k_groups; i++) open[best[i]] = true;
+    for (int64_t i = 0; i < choice.n_experts; i++)
+        if (!open[i / size]) ranking[i] = -INFINITY;
+}
+
+}  // namespace
+
+namespace choice {
+
+void score(const float *logits, float *scores, int64_t n, int kind, int level) {
+    if (level >= 2 && kind != SQRT_SOFTPLUS) score_wide(logits, scores, n, kind);
+    else score_plain(logits, scores, n, kind);
+}
+
+void raw_weights(const Choice &choice, const float *logits, const float *scores, const int64_t *experts, float *weights, int level) {
+    for (int64_t k = 0; k < choice.top_k; k++) weights[k] = (choice.late ? logits : scores)[experts[k]];
+    if (choice.late) score(weights, weights, choice.top_k, choice.score, level);
+}
+
+void choose(const Choice &choice, const float *logits, float *scores, int64_t *experts, float *weights, float *room, int level) {
+    score(logits, scores, choice.n_experts, choice.score, level);
+    std::copy_n(scores, choice.n_experts, room);
+    for (int64_t i = 0; choice.factor && i < choice.n_experts; i++) room[i] *= choice.factor[i];
+    for (int64_t i = 0; choice.bias && i < choice.n_experts; i++) room[i] += choice.bias[i];
+    if (choice.top_k_groups < choice.n_groups) close_groups(choice, room, room + choice.n_experts, level);
+    greatest(room, choice.n_experts, choice.top_k, experts, level);
+    raw_weights(choice, logits, scores, experts, weights, level);
+    const float factor = float(choice.scale), sum = choice.renormalise ? divisor(choice, weights) : 1;
+    for (int64_t k = 0; k < choice.top_k; k++) weights[k] = weights[k] / sum * factor;
+}
+
+}  // namespace choice

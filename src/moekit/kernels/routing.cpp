@@ -1,0 +1,159 @@
+// The router's choice for many tokens, and the gradients that come back through it: only the chosen experts' logits have one
+// unless something looks at the scores of all, so that most of the products with the centroids need not be done.
+
+#include <cmath>
+#include <memory>
+
+#include "choice.h"
+#include "loops.h"
+
+extern "C" {
+
+// What `moekit_choose` found for n tokens of a type of `bits` bits, and the gradients that come back, each of which may be null.
+struct moekit_chosen {
+    moekit_choice choice;
+    const float *logits, *scores;                       // [n, n_experts]
+    const int64_t *experts;                             // [n, top_k]
+    const float *of_weights, *of_scores, *of_logits;    // [n, top_k], [n, n_experts], [n, n_experts]
+    int64_t n, bits;
+};
+}
+
+namespace {
+
+using namespace choice;
+
+// The slopes of n scores from those that come back to them, in their place.
+void through_scores(const float *scores, int64_t n, int kind, float *slopes) {
+    if (kind == SOFTMAX) {
+        const float mean = sum_of(n, [=](int64_t i) { return scores[i] * slopes[i]; });
+        for (int64_t i = 0; i < n; i++) slopes[i] = scores[i] * (slopes[i] - mean);
+    } else if (kind == SIGMOID) {
+        for (int64_t i = 0; i < n; i++) slopes[i] *= scores[i] * (1 - scores[i]);
+    } else {
+        // s = sqrt(log(1 + e^x)), and so d s / d x = (1 - e^(-s s)) / (2 s)
+        for (int64_t i = 0; i < n; i++) slopes[i] *= -std::expm1(-scores[i] * scores[i]) / (2 * scores[i]);
+    }
+}
+
+// The gradients of one token's raw weights, which `raw` holds.
+void of_raw(const Choice &choice, const float *raw, const float *of_weights, float *found) {
+    const float scale = float(choice.scale), sum = choice.renormalise ? divisor(choice, raw) : 1;
+    float mean = 0;
+    for (int64_t k = 0; choice.renormalise && k < choice.top_k; k++) mean += of_weights[k] * raw[k] / sum;
+    for (int64_t k = 0; k < choice.top_k; k++) found[k] = scale / sum * (of_weights[k] - mean);
+}
+
+// One token's gradients of the chosen experts' logits, where nothing else has any.
+void of_chosen(const moekit_chosen &c, int64_t t, float *raw, float *found, int level) {
+    const Choice &choice = c.choice;
+    const int64_t all = t * choice.n_experts, own = t * choice.top_k;
+    raw_weights(choice, c.logits + all, c.scores + all, c.experts + own, raw, level);
+    of_raw(choice, raw, c.of_weights + own, found);
+    through_scores(raw, choice.top_k, choice.score, found);
+}
+
+// One token's gradients of all logits.
+void of_all(const moekit_chosen &c, int64_t t, float *raw, float *own_slopes, float *found, int level) {
+    const Choice &choice = c.choice;
+    const int64_t n = choice.n_experts, all = t * n, *experts = c.experts + t * choice.top_k;
+    if (c.of_scores) std::copy_n(c.of_scores + all, n, found);
+    else std::fill_n(found, n, 0.0f);
+    if (c.of_weights && !choice.late) {
+        raw_weights(choice, c.logits + all, c.scores + all, experts, raw, level);
+        of_raw(choice, raw, c.of_weights + t * choice.top_k, own_slopes);
+        for (int64_t k = 0; k < choice.top_k; k++) found[experts[k]] += own_slopes[k];
+    }
+    through_scores(c.scores + all, n, choice.score, found);
+    if (c.of_weights && choice.late) {
+        of_chosen(c, t, raw, own_slopes, level);
+        for (int64_t k = 0; k < choice.top_k; k++) found[experts[k]] += own_slopes[k];
+    }
+    for (int64_t i = 0; c.of_logits && i < n; i++) found[i] += c.of_logits[all + i];
+}
+
+template <class Number> void slopes_of_all(const moekit_chosen &c, Number *to, int threads, int level) {
+    const int64_t n = c.choice.n_experts, top_k = c.choice.top_k;
+#pragma omp parallel num_threads(threads)
+    {
+        rows::Buffer<float> found(n), room(2 * top_k);
+#pragma omp for schedule(static)
+        for (int64_t t = 0; t < c.n; t++) {
+            of_all(c, t, room.data(), room.data() + top_k, found.data(), level);
+            for (int64_t i = 0; i < n; i++) narrow_to(to + t * n + i, found[i]);
+        }
+    }
+}
+
+constexpr int64_t COLUMNS = 128;  // of the centroids' gradient that a thread sums up in its second cache
+
+// of_x[t] = sum over t's experts of a slope times the expert's centroid; of_centroids[e] = sum over e's tokens of a slope
+// times the token, from the first token to the last.
+template <class Number>
+AT_LEVEL_2 void products_of_chosen(const moekit_chosen &c, const float *slopes, const Number *x, const Number *centroids, int64_t width, Number *of_x, Number *of_centroids, int threads) {
+    const int64_t top_k = c.choice.top_k, n_experts = c.choice.n_experts;
+#pragma omp parallel num_threads(threads)
+    {
+        rows::Buffer<float> sums(n_experts * COLUMNS), sum(width);
+#pragma omp for schedule(static) nowait
+        for (int64_t t = 0; t < c.n; t++) {
+            std::fill(sum.begin(), sum.end(), 0.0f);
+            for (int64_t place = t * top_k; place < (t + 1) * top_k; place++) {
+                const Number *centroid = centroids + c.experts[place] * width;
+                for (int64_t d = 0; d < width; d++) sum[d] += slopes[place] * widened(centroid[d]);
+            }
+            for (int64_t d = 0; d < width; d++) narrow_to(of_x + t * width + d, sum[d]);
+        }
+#pragma omp for schedule(dynamic, 1)
+        for (int64_t begin = 0; begin < width; begin += COLUMNS) {
+            const int64_t columns = std::min(COLUMNS, width - begin);
+            std::fill(sums.begin(), sums.end(), 0.0f);
+            for (int64_t t = 0; t < c.n; t++)
+                for (int64_t place = t * top_k; place < (t + 1) * top_k; place++) {
+                    float *own = &sums[c.experts[place] * COLUMNS];
+                    const Number *token = x + t * width + begin;
+                    for (int64_t d = 0; d < columns; d++) own[d] += slopes[place] * widened(token[d]);
+                }
+            for (int64_t e = 0; e < n_experts; e++)
+                for (int64_t d = 0; d < columns; d++) narrow_to(of_centroids + e * width + begin + d, sums[e * COLUMNS + d]);
+        }
+    }
+}
+
+}  // namespace
+
+extern "C" {
+
+// Scores, experts and weights of n tokens from their logits.
+void moekit_choose(const moekit_choice *choice, const float *logits, int64_t n, float *scores, int64_t *experts, float *weights, int threads, int level) {
+    const int64_t n_experts = choice->n_experts, top_k = choice->top_k;
+#pragma omp parallel num_threads(threads)
+    {
+        rows::Buffer<float> room(2 * n_experts);
+#pragma omp for schedule(static)
+        for (int64_t t = 0; t < n; t++)
+            choose(*choice, logits + t * n_experts, scores + t * n_experts, experts + t * top_k, weights + t * top_k, room.data(), level);
+    }
+}
+
+// The gradients of all logits, [n, n_experts], rounded to the type of the tokens.
+void moekit_slopes(const moekit_chosen *c, void *to, int threads, int level) {
+    if (c->bits == 16) slopes_of_all(*c, (uint16_t *)to, threads, level);
+    else slopes_of_all(*c, (float *)to, threads, level);
+}
+
+// The gradients of the tokens [n, width] and of the centroids [n_experts, width] where weights alone have one, and chosen
+// logits alone get one.
+void moekit_chosen_backward(const moekit_chosen *c, const void *x, const void *centroids, int64_t width, void *of_x, void *of_centroids, int threads, int level) {
+    const int64_t top_k = c->choice.top_k;
+    rows::Buffer<float> slopes(c->n * top_k);
+#pragma omp parallel num_threads(threads)
+    {
+        rows::Buffer<float> raw(top_k);
+#pragma omp for schedule(static)
+        for (int64_t t = 0; t < c->n; t++) of_chosen(*c, t, raw.data(), &slopes[t * top_k], level);
+    }
+    if (c->bits == 16) products_of_chosen(*c, slopes.data(), (const uint16_t *)x, (const uint16_t *)centroids, width, (uint16_t *)of_x, (uint16_t *)of_centroids, threads);
+    else products_of_chosen(*c, slopes.data(), (const float *)x, (const float *)centroids, width, (float *)of_x, (float *)of_centroids, threads);
+}
+}

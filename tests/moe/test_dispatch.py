@@ -1,0 +1,25 @@
+"""Compiled code sorts a routing's rows as plain torch does."""
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from moekit.moe.dispatch import dispatch, sorted_rows
+from moekit.moe.routing import Routing
+
+
+@given(
+    seed=st.integers(0, 2**31 - 1), n_tokens=st.integers(0, 50), top_k=st.integers(1, 6), n_experts=st.integers(1, 20)
+)
+def test_rows_lie_where_a_stable_sort_puts_them(seed: int, n_tokens: int, top_k: int, n_experts: int) -> None:
+    source = torch.Generator().manual_seed(seed)
+    experts = torch.randint(-1, n_experts, (n_tokens, top_k), generator=source)
+    weights, scores = torch.rand(n_tokens, top_k), torch.rand(n_tokens, n_experts)
+    dropped = experts.masked_fill(torch.rand(experts.shape, generator=source) < 0.3, -1)
+    for served in (None, dropped, dropped.T.contiguous().T):
+        routing = Routing(experts, weights, scores, scores, served=served)
+        found, expected = dispatch(routing, 1), sorted_rows(experts if served is None else served, n_experts, 1)
+        assert found.bounds == expected.bounds
+        assert found.full == expected.full
+        for field in ("tokens", "rows", "padding"):
+            assert torch.equal(getattr(found, field), getattr(expected, field)), field
