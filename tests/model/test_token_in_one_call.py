@@ -173,6 +173,18 @@ def test_a_program_ends_where_somebody_listens_or_trains() -> None:
 
 
 @torch.inference_mode()
+def test_a_cache_that_began_with_a_listener_gets_a_program_after_it() -> None:
+    model = mixture_model(MIXTURES[0], 1, torch.bfloat16)
+    cache = model.new_cache(3)
+    hook = model.layers[1].attention.out.register_forward_hook(lambda *_: None)
+    model(torch.tensor([[1]]), cache)
+    assert not any(cache.programs.values())
+    hook.remove()
+    model(torch.tensor([[2]]), cache)
+    assert any(cache.programs.values())
+
+
+@torch.inference_mode()
 def test_copies_of_a_cache_and_new_rooms_go_their_own_way() -> None:
     model = mixture_model(MIXTURES[0], 1, torch.bfloat16)
     ids = torch.randint(0, 32, (2, 6), generator=torch.Generator().manual_seed(0))
@@ -203,7 +215,7 @@ def test_a_cache_outlives_parameters_that_are_replaced_and_modes_of_inference() 
         parameter.data = torch.zeros(0)
     with torch.no_grad():
         program = cache.programs[1, torch.bfloat16]
-        sizes = [size for _, size in program.mixtures.values()]
+        sizes = program.sizes
         found = room(sizes, torch.empty(1, 1, WIDTH).bfloat16())
         assert run(program.jobs, found, 1) == program.n_jobs
     assert found.states.isfinite().all()

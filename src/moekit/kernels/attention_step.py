@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import torch
 
+from moekit.kernels.linear import Described
 from moekit.kernels.one_query import JOB, Past, described_past
-from moekit.kernels.products import Described, packed
 from moekit.kernels.token import ATTENTION, LATENT_ATTENTION, Rows, job
 from moekit.tensors import Float, Tensor
 
@@ -17,6 +17,9 @@ HEAD, TAIL = Struct("=7Q"), Struct("=qffii")
 
 LATENT_HEAD, LATENT_TAIL = Struct("=8Q"), Struct("=3q2fq")
 """The same of `moekit_latent_step`."""
+
+PRODUCT = Struct("=QqqqiiQQq")
+"""How `moekit_product` of products.h lies in memory."""
 
 NO_LAYER: Described = (0, 0, 0, 0, 16, 0, 0)
 
@@ -42,7 +45,7 @@ def attention_step(
     before, after, query, key = (*(each.data_ptr() for each in norms.weights), 0, 0)[:4]
     stream, dtype, width = rows.stream.data_ptr(), rows.stream.dtype, rows.stream.shape[-1]
     addresses = HEAD.pack(stream, before, after, stream, rows.normed.data_ptr(), query, key)
-    described = b"".join(packed(layer, dtype) for layer in layers)
+    described = _products(layers, dtype)
     key_width, value_width = past.keys.shape[-1], (past.keys if past.values is None else past.values).shape[-1]
     seen = described_past(rows.turn, past, layers[0][1] // key_width, value_width, scale, narrow=False)
     last = TAIL.pack(width, norms.epsilon, math.inf if clip is None else clip, dtype == torch.bfloat16, norms.whole)
@@ -72,8 +75,13 @@ def latent_attention_step(
     query_norm = 0 if latent.query_norm is None else latent.query_norm.data_ptr()
     weights = (query_norm, latent.latent_norm.data_ptr(), latent.kv_b.data_ptr())
     addresses = LATENT_HEAD.pack(stream, before, after, stream, rows.normed.data_ptr(), *weights)
-    described = b"".join(packed(layer or NO_LAYER, dtype) for layer in layers)
+    described = _products(layers, dtype)
     seen = described_past(rows.turn, past, latent.n_heads, latent.latent, scale, narrow=False)
     sizes = (rows.stream.shape[-1], latent.nope, latent.value)
     last = LATENT_TAIL.pack(*sizes, norms.epsilon, latent.epsilon, dtype == torch.bfloat16)
     return job(LATENT_ATTENTION, b"".join((addresses, described, JOB.pack(0, 0, 0, *seen), last)))
+
+
+def _products(layers: Sequence[Described | None], dtype: torch.dtype) -> bytes:
+    """The layers as compiled code takes them: biases are of `dtype`, where results go is told later."""
+    return b"".join(PRODUCT.pack(*(layer or NO_LAYER), 0, dtype == torch.bfloat16) for layer in layers)

@@ -15,6 +15,9 @@ from moekit.tensors import Float, Tensor
 MOST = 8
 """Rows up to which the compiled product is the faster one: 2.1 times as fast at one, alike at 8 (2048 x 2048)."""
 
+Described = tuple[int, int, int, int, int, int, int]
+"""A matrix's place, and the address of its bias (0: none)."""
+
 
 class Linear(nn.Linear):
     """As torch's in all else: the same parameters, gradients, types and devices.
@@ -37,12 +40,18 @@ class Linear(nn.Linear):
         y = y if bias is None else (y + bias.detach()).to(input.dtype)
         return without_gradient(y.view(*shape[:-1], -1), input)
 
-    def place(self, dtype: torch.dtype) -> Place | None:
-        """Where the matrix lies, for compiled products with rows of `dtype` that pass this module by; None where that
-        would not be the same."""
-        if listened(self) or self.bias is not None:
+    def described(self, dtype: torch.dtype) -> Described | None:
+        """Where matrix and bias lie, for compiled products with rows of `dtype` that pass this module by; None where
+        these would not be the same."""
+        place, bias = None if listened(self) else place_of(self.weight, self.groups, dtype), self.bias
+        if place is None or (bias is not None and not (bias.dtype == dtype and bias.is_contiguous())):
             return None
-        return place_of(self.weight, self.groups, dtype)
+        return (*place, 0 if bias is None else bias.data_ptr())
+
+    def place(self, dtype: torch.dtype) -> Place | None:
+        """Where the matrix of a layer without a bias lies; None as for `described`."""
+        found = self.described(dtype) if self.bias is None else None
+        return None if found is None else found[:-1]
 
 
 def listened(module: nn.Module) -> bool:

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "rows.h"
+#include "wide.h"
 
 namespace rows {
 
@@ -17,9 +18,6 @@ inline float from_half(uint16_t half) {
     std::memcpy(&found, &bits, 4);
     return found;
 }
-
-// The first n of 16 lanes.
-inline uint16_t first_lanes(int64_t n) { return n >= 16 ? 0xffff : n <= 0 ? 0 : uint16_t((1u << n) - 1); }
 
 // The first n of 64 bytes.
 inline uint64_t first_bytes(int64_t n) { return n >= 64 ? ~uint64_t(0) : (uint64_t(1) << n) - 1; }

@@ -122,6 +122,29 @@ template <class T> struct Places {
     void move(int64_t n) { first += n, fourth += n, seventh += n; }
 };
 
+// The same of one or two.
+template <class T> struct Near {
+    const T *first;
+    int64_t apart;
+
+    const T *operator[](int r) const { return first + r * apart; }
+};
+
+// For 16 groups from group g on, of which there are `left`: adds the least values times the rows' sums, and finds the factor of
+// each group. Factors stay in registers, because what was just stored is slow to load in pieces.
+template <int N, class Rowwise>
+AVX512 inline __attribute__((always_inline)) void add_least(__m512 *total, __m512 *factor, const uint8_t *row, const uint8_t *ahead, int64_t left,
+                                                            const Rowwise &steps, const Rowwise &x_sums, int64_t g) {
+    _mm_prefetch((const char *)ahead, _MM_HINT_NTA);
+    const __m512i both = _mm512_maskz_loadu_epi32(wide::first(left), row);
+    const __m512 scale = _mm512_cvtph_ps(_mm512_cvtepi32_epi16(both));
+    const __m512 least = _mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_srli_epi32(both, 16)));
+    for (int r = 0; r < N; r++) {
+        total[r] = _mm512_fmadd_ps(least, _mm512_load_ps(x_sums[r] + g), total[r]);
+        factor[r] = _mm512_mul_ps(scale, _mm512_load_ps(steps[r] + g));
+    }
+}
+
 // The sums of up to 16 groups with N rows of x; `numbers` and `q` move on.
 template <int BITS, int GROUP, int N, bool WHOLE>
 AVX512 inline void add_groups(__m512 *total, const __m512 *factor, const uint8_t *&numbers, int64_t asked, Places<int8_t> &q,
@@ -154,16 +177,8 @@ AVX512 void dot_avx512(const Matrix &m, const uint8_t *row, const uint8_t *ahead
     Places<float> steps(&x.scale[first * x.groups], x.groups), x_sums(&x.sum[first * x.groups], x.groups);
     __m512 total[N], factor[N];
     for (int r = 0; r < N; r++) total[r] = _mm512_setzero_ps();
-    // 16 groups at a time: their factors stay in registers, because what was just stored is slow to load in pieces.
     for (int64_t g = 0; g < groups; g += 16) {
-        _mm_prefetch((const char *)(ahead + 4 * g), _MM_HINT_NTA);
-        const __m512i both = _mm512_maskz_loadu_epi32(first_lanes(groups - g), row + 4 * g);
-        const __m512 scale = _mm512_cvtph_ps(_mm512_cvtepi32_epi16(both));
-        const __m512 least = _mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_srli_epi32(both, 16)));
-        for (int r = 0; r < N; r++) {
-            total[r] = _mm512_fmadd_ps(least, _mm512_load_ps(x_sums[r] + g), total[r]);
-            factor[r] = _mm512_mul_ps(scale, _mm512_load_ps(steps[r] + g));
-        }
+        add_least<N>(total, factor, row + 4 * g, ahead + 4 * g, groups - g, steps, x_sums, g);
         if (groups - g >= 16) add_groups<BITS, GROUP, N, true>(total, factor, numbers, asked, q, 16 * GROUP);
         else add_groups<BITS, GROUP, N, false>(total, factor, numbers, asked, q, m.in - g * GROUP);
     }
@@ -178,19 +193,11 @@ AVX512 void near_avx512(const Matrix &m, const uint8_t *row, const uint8_t *ahea
     const int64_t groups = m.in / GROUP, length = x.length, x_groups = x.groups;
     const uint8_t *numbers = row + 4 * groups;
     const int8_t *base = &x.narrow[first * length];
-    const float *steps = &x.scale[first * x_groups], *x_sums = &x.sum[first * x_groups];
+    const Near<float> steps{&x.scale[first * x_groups], x_groups}, x_sums{&x.sum[first * x_groups], x_groups};
     __m512 total[N], factor[N];
     for (int r = 0; r < N; r++) total[r] = _mm512_setzero_ps();
-    // 16 groups at a time: their factors stay in registers, because what was just stored is slow to load in pieces.
     for (int64_t g = 0; g < groups; g += 16) {
-        _mm_prefetch((const char *)(ahead + 4 * g), _MM_HINT_NTA);
-        const __m512i both = _mm512_maskz_loadu_epi32(first_lanes(groups - g), row + 4 * g);
-        const __m512 scale = _mm512_cvtph_ps(_mm512_cvtepi32_epi16(both));
-        const __m512 least = _mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_srli_epi32(both, 16)));
-        for (int r = 0; r < N; r++) {
-            total[r] = _mm512_fmadd_ps(least, _mm512_load_ps(x_sums + r * x_groups + g), total[r]);
-            factor[r] = _mm512_mul_ps(scale, _mm512_load_ps(steps + r * x_groups + g));
-        }
+        add_least<N>(total, factor, row + 4 * g, ahead + 4 * g, groups - g, steps, x_sums, g);
         __m512i which = group_of_lane<HELD>();
         const int64_t end = std::min(m.in, (g + 16) * GROUP);
         for (int64_t i = g * GROUP; i < end; i += BLOCK) {

@@ -1,7 +1,7 @@
 // Products of many rows of x with matrices of 8- or 4-bit groups, and SwiGLU blocks of them, in tiles.
 
 #include "quantised_tiles.h"
-#include "rows_wide.h"
+#include "wide.h"
 
 #include <atomic>
 
@@ -39,9 +39,9 @@ AVX512 inline void each_row(const Packed &x, int64_t begin, int64_t end, const f
             __m512i square[16];
             for (int64_t r = 0; r < 16; r++)
                 square[r] = o + r < rows ? _mm512_loadu_si512(out + (o + r) * ld + 16 * (v - begin)) : _mm512_setzero_si512();
-            turn16(square);
+            wide::transpose(square);
             for (int64_t lane = 0; lane < x.held(v); lane++)
-                put(16 * v + lane, o, first_lanes(rows - o), _mm512_castsi512_ps(square[lane]));
+                put(16 * v + lane, o, wide::first(rows - o), _mm512_castsi512_ps(square[lane]));
         }
 }
 

@@ -1,7 +1,8 @@
 // Rows of x laid out for the tiles.
 
 #include "quantised_tiles.h"
-#include "rows_wide.h"
+#include "rows.h"
+#include "wide.h"
 
 namespace rows {
 
@@ -20,7 +21,7 @@ AVX512 void pack_numbers(const Rows &from, const int64_t *which, int64_t held, i
         __m512i square[16];
         for (int64_t lane = 0; lane < 16; lane++)
             square[lane] = lane < held ? _mm512_load_si512(&from.narrow[which[lane] * from.length + i]) : _mm512_setzero_si512();
-        turn16(square);
+        wide::transpose(square);
         const int64_t fours = std::min<int64_t>(in - i, 64) / 4;
         for (int64_t four = 0; four < fours; four++) {
             int8_t *at = to + (i / 4 + four) * 4 * lanes;
@@ -33,7 +34,7 @@ AVX512 void pack_numbers(const Rows &from, const int64_t *which, int64_t held, i
 AVX512 void pack_gated_numbers(Packed &x, int64_t vector, int64_t which, float *gate, const float *up, int64_t ld) {
     __m512i most = _mm512_setzero_si512(), total = most;
     for (int64_t j = 0; j < x.group; j++) {
-        const __m512 inner = _mm512_mul_ps(silu16(_mm512_loadu_ps(gate + j * ld)), _mm512_loadu_ps(up + j * ld));
+        const __m512 inner = _mm512_mul_ps(wide::silu(_mm512_loadu_ps(gate + j * ld)), _mm512_loadu_ps(up + j * ld));
         _mm512_storeu_ps(gate + j * ld, inner);
         // As whole numbers, magnitudes that are no numbers are the largest.
         most = _mm512_max_epi32(most, _mm512_and_si512(_mm512_castps_si512(inner), _mm512_set1_epi32(0x7fffffff)));

@@ -123,7 +123,7 @@ AVX512 void unpack_row(const uint8_t *from, int64_t bytes, const Matrix &matrix,
 
 AVX512 void unpack_meaning(const uint8_t *from, int64_t groups, float *scale, float *least) {
     for (int64_t g = 0; g < groups; g += 16) {
-        const __m512i both = _mm512_maskz_loadu_epi32(first_lanes(groups - g), from + 4 * g);
+        const __m512i both = _mm512_maskz_loadu_epi32(wide::first(groups - g), from + 4 * g);
         _mm512_store_ps(scale + g, _mm512_cvtph_ps(_mm512_cvtepi32_epi16(both)));
         _mm512_store_ps(least + g, _mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_srli_epi32(both, 16))));
     }

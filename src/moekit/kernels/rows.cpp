@@ -1,6 +1,7 @@
 // Rows of activations: rounded to bfloat16 or to 8 bits in groups, and SwiGLU's gate.
 
-#include "rows_wide.h"
+#include "rows.h"
+#include "wide.h"
 
 namespace rows {
 
@@ -83,8 +84,8 @@ void Rows::put(int64_t row, const float *x, int64_t begin, int64_t end) {
 
 AVX512 static void gated_avx512(const float *gate, const float *up, float *inner, int64_t n) {
     for (int64_t i = 0; i < n; i += 16) {
-        const __mmask16 mask = n - i >= 16 ? 0xffff : uint16_t((1u << (n - i)) - 1);
-        const __m512 open = silu16(_mm512_maskz_loadu_ps(mask, gate + i));
+        const __mmask16 mask = wide::first(n - i);
+        const __m512 open = wide::silu(_mm512_maskz_loadu_ps(mask, gate + i));
         _mm512_mask_storeu_ps(inner + i, mask, _mm512_mul_ps(open, _mm512_maskz_loadu_ps(mask, up + i)));
     }
 }

@@ -9,24 +9,16 @@
 #include <array>
 #include <cstdint>
 #include <cstring>
-#include <immintrin.h>
 #include <utility>
 
-// Between these, functions are for AVX512 with bfloat16.
-#if defined(__clang__)
-#define WIDE_BEGIN _Pragma("clang attribute push(__attribute__((target(\"avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma\"))), apply_to = function)")
-#define WIDE_END _Pragma("clang attribute pop")
-#else
-#define WIDE_BEGIN _Pragma("GCC push_options") _Pragma("GCC target(\"avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma\")")
-#define WIDE_END _Pragma("GCC pop_options")
-#endif
+#include "wide.h"
 
 WIDE_BEGIN
 
 namespace tiles {
 
+using namespace wide;
 using Word = uint32_t;
-constexpr int LANES = 16;                // columns of a vector
 constexpr int VECTORS = 3;               // vectors of a panel
 constexpr int COLUMNS = LANES * VECTORS;
 constexpr int ROWS = 8;                  // rows of a tile: 24 sums, 3 columns and one factor are 28 of 32 registers
@@ -258,34 +250,6 @@ template <class Each> void in_strips(int64_t rows, Each each) {
     for (int64_t s = 0; s < strips; s++) each(s, s * rows / strips, (s + 1) * rows / strips - s * rows / strips);
 }
 
-inline void transpose(__m512i (&r)[16]) {
-    __m512i t[16];
-    for (int i = 0; i < 16; i += 2) {
-        t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
-        t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
-    }
-    for (int i = 0; i < 16; i += 4) {
-        r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
-        r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
-        r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
-        r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
-    }
-    for (int i = 0; i < 4; i++) {
-        t[i] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0x88);
-        t[i + 4] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0xdd);
-        t[i + 8] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0x88);
-        t[i + 12] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0xdd);
-    }
-    for (int i = 0; i < 4; i++) {
-        r[i] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
-        r[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd);
-        r[i + 4] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0x88);
-        r[i + 12] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0xdd);
-    }
-}
-
-inline __mmask16 first(int64_t count) { return count >= 16 ? 0xffff : __mmask16((1u << count) - 1); }
-
 // A panel whose columns are the rows of `x` that `which` names, `n` of them, each of `words` words; zero columns after them
 // fill the last vector. Rows come from anywhere: those that `which` names next, `known` in all, are asked for meanwhile.
 template <class Number>
@@ -341,25 +305,6 @@ void put_columns(const float *found, int64_t n, typename Type::Number *to, int64
         for (int i = 0; i < std::min<int64_t>(LANES, n - begin); i++)
             Type::store(to + (begin + i) * stride, _mm512_castsi512_ps(block[i]));
     }
-}
-
-// e^x to about one unit in the last place; NaN stays NaN.
-inline __m512 exponential(__m512 x) {
-    x = _mm512_min_ps(_mm512_set1_ps(88.0f), _mm512_max_ps(_mm512_set1_ps(-87.0f), x));
-    const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), 0);
-    __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);
-    r = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), r);
-    __m512 p = _mm512_set1_ps(1.9875691500e-4f);
-    for (float c : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f})
-        p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(c));
-    return _mm512_scalef_ps(_mm512_add_ps(_mm512_fmadd_ps(p, _mm512_mul_ps(r, r), r), _mm512_set1_ps(1)), n);
-}
-
-inline __m512 sigmoid(__m512 x) {
-    // An estimate of 1 / d and one step of Newton's take a quarter of a division's time.
-    const __m512 d = _mm512_add_ps(_mm512_set1_ps(1), exponential(_mm512_sub_ps(_mm512_setzero_ps(), x)));
-    const __m512 estimate = _mm512_rcp14_ps(d);
-    return _mm512_mul_ps(estimate, _mm512_fnmadd_ps(estimate, d, _mm512_set1_ps(2)));
 }
 
 }  // namespace tiles

@@ -7,7 +7,6 @@ from moekit.kernels import one_query
 from moekit.kernels.attention_step import Norms, attention_step
 from moekit.kernels.linear import Linear, listened
 from moekit.kernels.one_query import Past
-from moekit.kernels.products import described
 from moekit.kernels.token import Rows
 from moekit.model.attention import Context, attend
 from moekit.model.cache import LayerCache
@@ -69,7 +68,7 @@ class GroupedQueryAttention(nn.Module):
         new token that sees all of its past; None where it would not be the same."""
         a, dtype = self.shape, rows.stream.dtype
         norms = (before, after) if a.qk_norm == "none" else (before, after, self.q_norm, self.k_norm)
-        layers = [each for layer in (self.q, self.k, self.v, self.out) if (each := described(layer, dtype))]
+        layers = [each for layer in (self.q, self.k, self.v, self.out) if (each := layer.described(dtype))]
         if len(layers) < 4 or listened(self) or not norms_alike(norms, dtype):
             return None
         weights = Norms(tuple(each.weight for each in norms), a.qk_norm == "full", before.epsilon)

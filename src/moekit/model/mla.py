@@ -8,7 +8,6 @@ from moekit.kernels import one_query
 from moekit.kernels.attention_step import Latent, Norms, latent_attention_step
 from moekit.kernels.linear import Linear, listened
 from moekit.kernels.one_query import Past
-from moekit.kernels.products import described
 from moekit.kernels.token import Rows
 from moekit.model.attention import Context, attend
 from moekit.model.cache import LayerCache
@@ -67,7 +66,7 @@ class LatentAttention(nn.Module):
         new token that sees all of its past; None where it would not be the same."""
         a, x, plain = self.shape, rows.stream, self.shape.q_lora_rank is None
         first, norms = (self.q,) if plain else (self.q_a, self.q_b), (before, after)
-        layers = [described(each, x.dtype) for each in (*first, self.kv_a, self.out)]
+        layers = [each.described(x.dtype) for each in (*first, self.kv_a, self.out)]
         own = (self.kv_a_norm,) if plain else (self.kv_a_norm, self.q_a_norm)
         kv_b = self.kv_b.weight
         readable = norms_alike(norms, x.dtype) and norms_alike(own, x.dtype) and kv_b.dtype == x.dtype

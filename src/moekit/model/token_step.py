@@ -26,7 +26,8 @@ from moekit.tensors import Float, Tensor
 class Program(NamedTuple):
     """A token's way through the blocks of a model, prepared once: packing it anew takes a twentieth of a token's time.
 
-    `mixtures` tells by the place of a job what reads its experts, and the size of its choice. `hooks` are those of all
+    `mixtures` tells by the place of a job which mixture it is, and what reads its experts; `sizes` are those of their
+    choices. `hooks` are those of all
     modules that are passed by; whoever listens must hear. `changing` are those that do otherwise in training. `kept` is
     all that the jobs point to.
     """
@@ -34,7 +35,8 @@ class Program(NamedTuple):
     jobs: bytes
     n_jobs: int
     rows: Rows
-    mixtures: dict[int, tuple[Stored | None, Size]]
+    mixtures: dict[int, tuple[int, Stored | None]]
+    sizes: list[Size]
     hooks: list[dict[int, Any]]
     changing: list[nn.Module]
     rooms: list[Tensor]
@@ -54,6 +56,8 @@ def token_step(
         return None
     now, key = turn(context.rotation), (len(x), x.dtype)
     if key not in cache.programs:
+        if any(_hooks(_modules(blocks, norm))):
+            return None
         cache.programs[key] = prepared(blocks, norm, x, now, cache)
     program = cache.programs[key]
     if program is None or not program.holds(cache):
@@ -63,12 +67,11 @@ def token_step(
         own.copy_(given)
     for layer in cache.layers:
         layer.count(1)
-    sizes = [size for _, size in program.mixtures.values()]
-    found = room(sizes, torch.empty_like(x))
-    choices, done = chosen(sizes, found), 0
+    found = room(program.sizes, torch.empty_like(x))
+    choices, done = chosen(program.sizes, found), 0
     while (done := run(program.jobs, found, past, done)) < program.n_jobs:
-        stored, _ = program.mixtures[done]
-        read(stored, choices[list(program.mixtures).index(done)].experts)
+        which, stored = program.mixtures[done]
+        read(stored, choices[which].experts)
     assert found.states is not None
     return found.states, [Routing(*choice, len(x)) for choice in choices]
 
@@ -79,16 +82,17 @@ def prepared(blocks: Sequence[Block], norm: RMSNorm, x: Tensor, now: Turn, cache
     with torch.inference_mode(False):
         own = now._replace(cos=now.cos.clone(), sin=now.sin.clone())
         rows = Rows(torch.empty_like(x), torch.empty_like(x), own)
-    jobs, mixtures, kept = list[bytes](), dict[int, tuple[Stored | None, Size]](), list[object](rows)
-    modules = [module for each in (*blocks, norm) for module in each.modules()]
+    jobs, mixtures, sizes = list[bytes](), dict[int, tuple[int, Stored | None]](), list[Size]()
+    modules, kept = _modules(blocks, norm), list[object](rows)
     for block, layer in zip(blocks, cache.layers, strict=True):
-        found = block.described(rows, layer, [size for _, size in mixtures.values()])
+        found = block.described(rows, layer, sizes)
         if found is None:
             return None
         first, second = found
         if isinstance(second, Mixture):
             assert isinstance(block.feed_forward, MoE)
-            mixtures[len(jobs) + 1] = block.feed_forward.experts.stored, second.size
+            mixtures[len(jobs) + 1] = len(sizes), block.feed_forward.experts.stored
+            sizes.append(second.size)
             kept += second.kept
             second = second.job
         jobs += (first, second)
@@ -100,5 +104,13 @@ def prepared(blocks: Sequence[Block], norm: RMSNorm, x: Tensor, now: Turn, cache
         if not (isinstance(module, Experts) and module.stored is not None):
             kept += [parameter.detach() for parameter in module.parameters(recurse=False)]
     changing: list[nn.Module] = [module for module in modules if isinstance(module, (Experts, Router))]
-    hooks = [hook for module in modules for hook in (module._forward_hooks, module._forward_pre_hooks)]
-    return Program(b"".join(jobs), len(jobs), rows, mixtures, hooks, changing, cache.rooms(), kept)
+    packed = b"".join(jobs)
+    return Program(packed, len(jobs), rows, mixtures, sizes, _hooks(modules), changing, cache.rooms(), kept)
+
+
+def _modules(blocks: Sequence[Block], norm: RMSNorm) -> list[nn.Module]:
+    return [module for each in (*blocks, norm) for module in each.modules()]
+
+
+def _hooks(modules: Sequence[nn.Module]) -> list[dict[int, Any]]:
+    return [hooks for module in modules for hooks in (module._forward_hooks, module._forward_pre_hooks)]

@@ -8,7 +8,7 @@ from moekit.measure.bench.layer import Program, entrant, forward, programs, trai
 from moekit.measure.bench.row import Kind, Row, time_row
 from moekit.measure.bench.setting import Setting
 from moekit.measure.bench.shapes import LayerShape
-from moekit.measure.bench.turns import take_turns
+from moekit.measure.bench.turns import OURS, take_turns
 
 DTYPE = "bfloat16"
 
@@ -32,16 +32,30 @@ def _compared(
     copies: Callable[[LayerShape], int],
     step: Callable[[Program, LayerShape], Callable[[], object]],
 ) -> Iterator[Row]:
-    rows = []
-    for shape in shapes:
+    beside = _beside(setting, shapes, copies, step)
+    for shape, seconds in zip(shapes, beside, strict=True):
         entrants = [entrant(each, 0.0, step(each, shape)) for each in programs(setting, shape, DTYPE, copies(shape))]
         passes = "forward + backward" if kind == "train" else "forward"
         label = f"layer, {passes}, {DTYPE}: {shape.words()}"
         timings = take_turns(entrants, setting.pace)
-        rows.append(time_row(f"experts-{kind}-{shape.n_routed}", kind, label, timings, 1000))
-    best = min(row.moekit for row in rows)
-    for row in rows:
-        yield row._replace(details={"to_fastest": row.moekit / best})
+        row = time_row(f"experts-{kind}-{shape.n_routed}", kind, label, timings, 1000)
+        yield row._replace(details={"to_fastest": seconds / min(beside)})
+
+
+def _beside(
+    setting: Setting,
+    shapes: tuple[LayerShape, ...],
+    copies: Callable[[LayerShape], int],
+    step: Callable[[Program, LayerShape], Callable[[], object]],
+) -> list[float]:
+    """Seconds of moekit's layers of all shapes, which take turns: memory may be faster from one minute to the next."""
+    alone = setting._replace(peers=frozenset())
+    ours = [next(programs(alone, shape, DTYPE, copies(shape))) for shape in shapes]
+    entrants = [
+        entrant(each, 0.0, step(each, shape))._replace(program=f"{OURS} {shape.n_routed}")
+        for each, shape in zip(ours, shapes, strict=True)
+    ]
+    return [timing.seconds for timing in take_turns(entrants, setting.pace)]
 
 
 def _copies(setting: Setting, shape: LayerShape) -> int:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import nn
 
-from moekit.measure.bench.layer import programs, tokens_of, training_step
+from moekit.measure.bench.layer import programs, tokens_of
 from moekit.measure.bench.row import Row
 from moekit.measure.bench.setting import Setting
 from moekit.measure.bench.turns import Entrant, clocked, take_turns
@@ -22,15 +22,17 @@ def routing_share(setting: Setting) -> Iterator[Row]:
 
     The same layer, without shared experts, is timed with experts of inner width 16 and 32; the line through both, at
     width 0, is what routing and moving the tokens cost. No step is taken apart, so that it holds however gathering and
-    products are merged. `at_most` is the step at width 16 itself, which still does some of the products;
-    `scores_to_sort` is router and dispatch on their own, forward and backward.
+    products are merged. The gradient of the output is given: no loss is computed. `at_most` is the step at width 16
+    itself, which still does some of the products; `scores_to_sort` is router and dispatch on their own, forward and
+    backward.
     """
     whole, dtype = setting.sizes.trained, "bfloat16"
     shapes = [whole, *(whole._replace(expert_width=width, n_shared=0) for width in NARROW)]
     alone = setting._replace(peers=frozenset())
     layers = [next(programs(alone, shape, dtype)) for shape in shapes]
-    steps = [training_step(ours, shape, dtype) for ours, shape in zip(layers, shapes, strict=True)]
-    steps.append(_router_alone(layers[0].layers[0], tokens_of(whole, torch.bfloat16)[0, 0]))
+    tokens = tokens_of(whole, torch.bfloat16)[0]
+    steps = [_without_loss(ours.layers[0], tokens) for ours in layers]
+    steps.append(_router_alone(layers[0].layers[0], tokens[0]))
     entrants = [Entrant(f"step {number}", "", 0, clocked(step)) for number, step in enumerate(steps)]
     step, least, less, choice = (timing.seconds for timing in take_turns(entrants, setting.pace))
     details = {"at_most": least / step, "scores_to_sort": choice / step}
@@ -38,6 +40,18 @@ def routing_share(setting: Setting) -> Iterator[Row]:
     yield Row(
         "layer-train-routing", "train", label, "of 1", (2 * least - less) / step, less_is_better=True, details=details
     )
+
+
+def _without_loss(layer: nn.Module, tokens: Float[Tensor, "B T D"]) -> Callable[[], object]:
+    """Forward and backward from a gradient that is given."""
+    x, grad = tokens.clone().requires_grad_(), torch.ones_like(tokens)
+
+    def step() -> None:
+        layer.zero_grad()
+        x.grad = None
+        layer(x).y.backward(grad)
+
+    return step
 
 
 def _router_alone(layer: nn.Module, tokens: Float[Tensor, "T D"]) -> Callable[[], object]:
