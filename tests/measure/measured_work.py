@@ -14,6 +14,11 @@ def hold(megabytes: int) -> int:
     return int(block[-1])
 
 
+def after(found: int) -> str:
+    """Take more memory than the work did."""
+    return f"after {hold(500 * found)}"
+
+
 def fail() -> NoReturn:
     raise ValueError("on purpose")
 

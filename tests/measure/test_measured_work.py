@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from measured_work import die, fail, hold
+from measured_work import after, die, fail, hold
 
 from moekit.config.presets.load import load_run, preset_names
 from moekit.measure.child import in_child
@@ -10,7 +10,7 @@ from moekit.measure.machine import narrow, rate_for
 from moekit.measure.models import random_model
 from moekit.measure.shrink import parameters, shrunk
 from moekit.measure.verify import Size, compared, verify
-from moekit.measure.workloads import generate_text, train_steps
+from moekit.measure.workloads import best_rates, generator, train_steps
 from moekit.plan.devices import Device
 from moekit.plan.from_config import blueprint_of
 
@@ -22,6 +22,12 @@ def test_the_memory_that_work_takes_is_seen(megabytes: int) -> None:
     found = in_child(hold, (megabytes,), (1,))
     assert found.result == 1
     assert megabytes - 2 <= found.peak_bytes / 2**20 <= megabytes + 30
+
+
+def test_what_follows_the_work_takes_no_memory_that_counts() -> None:
+    found = in_child(hold, (200,), (1,), after)
+    assert found.result == "after 1"
+    assert found.peak_bytes / 2**20 <= 230
 
 
 def test_an_error_in_the_work_is_told() -> None:
@@ -67,7 +73,7 @@ def test_the_rate_of_a_model_is_that_of_its_products() -> None:
 
 def test_the_work_is_done() -> None:
     config = load_run("tiny").model
-    rates = generate_text(config, "float32", 2, 8, 3)
+    rates = best_rates(generator(config, "float32", 2, 8, 3), 2)
     assert min(rates) > 0
     assert train_steps(config, "bfloat16", "muon", 2, 16, steps=1) > 0
 

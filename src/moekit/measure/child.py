@@ -18,14 +18,20 @@ class Measured(NamedTuple):
     library_bytes: int
 
 
-def in_child(work: Callable[..., Any], arguments: tuple[Any, ...], small: tuple[Any, ...]) -> Measured:
+def in_child(
+    work: Callable[..., Any],
+    arguments: tuple[Any, ...],
+    small: tuple[Any, ...],
+    then: Callable[[Any], Any] | None = None,
+) -> Measured:
     """Call `work`, a function of a module, in a fresh process; with `small` first, whose memory does not count.
 
-    The first time, libraries load what they need and make their pools. Raises RuntimeError if the process dies.
+    The first time, libraries load what they need and make their pools. `then`, where it is given, makes the result of
+    what the work returned, in that process, and its memory does not count either. Raises RuntimeError if it dies.
     """
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
-    child = context.Process(target=_run, args=(theirs, torch.get_num_threads(), work, arguments, small))
+    child = context.Process(target=_run, args=(theirs, torch.get_num_threads(), work, arguments, small, then))
     child.start()
     theirs.close()
     try:
@@ -40,7 +46,12 @@ def in_child(work: Callable[..., Any], arguments: tuple[Any, ...], small: tuple[
 
 
 def _run(
-    pipe: Connection, threads: int, work: Callable[..., Any], arguments: tuple[Any, ...], small: tuple[Any, ...]
+    pipe: Connection,
+    threads: int,
+    work: Callable[..., Any],
+    arguments: tuple[Any, ...],
+    small: tuple[Any, ...],
+    then: Callable[[Any], Any] | None,
 ) -> None:
     try:
         torch.set_num_threads(threads)
@@ -50,7 +61,8 @@ def _run(
         Path("/proc/self/clear_refs").write_text("5")
         before = memory_status("VmRSS")
         result = work(*arguments)
-        pipe.send(Measured(result, memory_status("VmHWM") - before, before))
+        peak = memory_status("VmHWM") - before
+        pipe.send(Measured(result if then is None else then(result), peak, before))
     except Exception as error:
         pipe.send(error)
 

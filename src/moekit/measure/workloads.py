@@ -1,5 +1,6 @@
 """The work that the planner predicts, done for real: generating and training."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -15,20 +16,29 @@ from moekit.train.step import Stepper
 
 
 class Rates(NamedTuple):
-    """Tokens per second, the best of some tries."""
+    """Tokens per second."""
 
     prefill: float
     decode: float
 
 
-def generate_text(config: ModelConfig, dtype: str, batch: int, prompt: int, new: int, tries: int = 3) -> Rates:
-    """Continue `batch` prompts of `prompt` tokens by `new` ones."""
+def generator(config: ModelConfig, dtype: str, batch: int, prompt: int, new: int) -> Callable[[], Rates]:
+    """What continues `batch` prompts of `prompt` tokens by `new` ones; it was done once."""
     model = random_model(config, DTYPES[dtype])
     ids = torch.randint(0, config.vocab_size, (batch, prompt), generator=torch.Generator().manual_seed(1))
     greedy = SamplingConfig(temperature=0.0)
-    speeds = [extend(model, ids, new, greedy).speed for _ in range(tries)]
-    prefill = max(speed.prefill_tokens_per_s or 0.0 for speed in speeds)
-    return Rates(prefill, max(speed.decode_tokens_per_s or 0.0 for speed in speeds))
+
+    def generate() -> Rates:
+        speed = extend(model, ids, new, greedy).speed
+        return Rates(speed.prefill_tokens_per_s or 0.0, speed.decode_tokens_per_s or 0.0)
+
+    generate()
+    return generate
+
+
+def best_rates(generate: Callable[[], Rates], tries: int) -> Rates:
+    """The best of each kind."""
+    return Rates(*map(max, zip(*(generate() for _ in range(tries)), strict=True)))
 
 
 def train_steps(config: ModelConfig, dtype: str, optimizer: str, batch: int, length: int, steps: int = 4) -> float:
