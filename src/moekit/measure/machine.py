@@ -10,12 +10,14 @@ import torch.nn.functional as F
 from moekit.config.model import GQAConfig, MLAConfig, ModelConfig
 from moekit.kernels import few_rows
 from moekit.kernels.experts import LANES
+from moekit.kernels.linear import reads_once
 from moekit.measure.clock import least_seconds
 from moekit.measure.models import fill
 from moekit.moe.experts import Experts
 from moekit.moe.routing import Routing
 from moekit.plan.blueprint import Blueprint, Mixture
 from moekit.plan.devices import Device
+from moekit.tensors import Tensor
 from moekit.tensors.memory import memory_bytes, prefer_huge_pages
 
 NAME = "this-machine"
@@ -101,8 +103,7 @@ def vector_bandwidth(dtype: torch.dtype, n_bytes: int = READ_BYTES) -> float:
         stack = torch.empty(max(n_bytes // size, 1), rows, SIDE, dtype=dtype)
         prefer_huge_pages(stack)
         stack.fill_(1)
-        product = few_rows.linear if dtype == torch.bfloat16 and few_rows.runs_here() else F.linear
-        seconds = least_seconds(lambda stack=stack, product=product: [product(x, matrix) for matrix in stack], 5)
+        seconds = least_seconds(lambda stack=stack: [_product(x, matrix) for matrix in stack], 5)
         best = max(best, stack.nbytes / seconds)
     return best
 
@@ -120,7 +121,13 @@ def _product_seconds(rows: int, inner: int, outer: int, dtype: torch.dtype) -> f
     The matrix stays in a cache where it fits, as it never does in a model: the rate is one to bound by.
     """
     x, matrix = torch.randn(rows, inner).to(dtype), torch.randn(outer, inner).to(dtype)
-    return least_seconds(lambda: F.linear(x, matrix), 5, warm=2)
+    return least_seconds(lambda: _product(x, matrix), 5, warm=2)
+
+
+@torch.no_grad()
+def _product(x: Tensor, matrix: Tensor) -> Tensor:
+    """As a linear layer of a model computes it."""
+    return few_rows.linear(x, matrix, x.dtype) if reads_once(x, matrix, len(x)) else F.linear(x, matrix)
 
 
 @torch.no_grad()
