@@ -5,6 +5,8 @@ import torch
 from measured_work import after, die, fail, hold
 
 from moekit.config.presets.load import load_run, preset_names
+from moekit.kernels import few_rows
+from moekit.measure import machine
 from moekit.measure.child import in_child
 from moekit.measure.machine import narrow, rate_for
 from moekit.measure.models import random_model
@@ -89,3 +91,14 @@ def test_predictions_stand_beside_measurements() -> None:
         ratio = section.value(f"{work}.predicted") / section.value(f"{work}.measured")
         assert section.value(f"{work}.ratio") == pytest.approx(ratio)
         assert ratio > 0
+
+
+def test_one_row_is_timed_as_a_model_multiplies_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    kinds: list[str] = []
+    monkeypatch.setattr(machine, "reads_once", lambda _x, _matrix, rows: rows == 1)
+    monkeypatch.setattr(few_rows, "linear", lambda x, _matrix, _dtype: (kinds.append("compiled"), x)[1])
+    monkeypatch.setattr(machine.F, "linear", lambda x, _matrix: (kinds.append("torch"), x)[1])
+    for rows in (1, 9):
+        machine._product_seconds(rows, 32, 16, torch.bfloat16)
+    assert set(kinds[: len(kinds) // 2]) == {"compiled"}
+    assert set(kinds[len(kinds) // 2 :]) == {"torch"}

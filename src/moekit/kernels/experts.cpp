@@ -55,15 +55,17 @@ template <class Type> struct Block {
     using Number = typename Type::Number;
     const moekit_experts &e;
     std::vector<std::vector<Chunk>> chunks;  // of each group
+    std::vector<bool> whole;                 // experts whose rows are one chunk
 
     // `widest` is the longest inner dimension of the products with packed columns.
-    Block(const moekit_experts &experts, int64_t widest) : e(experts), chunks(experts.n_groups) {
+    Block(const moekit_experts &experts, int64_t widest) : e(experts), chunks(experts.n_groups), whole(experts.n_experts) {
         const int64_t room = std::max<int64_t>(COLUMNS, PACKED / (4 * words(widest)) / LANES * LANES);
         for (int64_t g = 0; g < e.n_groups; g++) {
             for (int64_t i = e.groups[g]; i < e.groups[g + 1]; i++) {
                 const int64_t n = e.bounds[i + 1] - e.bounds[i];
                 const bool few = e.groups[g + 1] - e.groups[g] < 4 * e.threads;
                 const int64_t size = n ? chunk_size(n, room, few ? e.threads : 1) : 1;
+                whole[i] = n && size >= n;
                 for (int64_t begin = 0; begin < n; begin += size) chunks[g].push_back({i, begin, std::min(size, n - begin)});
             }
             // The longest first, so that threads end together.
@@ -166,11 +168,11 @@ template <class Type> struct Block {
     }
 
     // From the gradient of the tokens: of the rows' weights, of gate and up (in their place), of the rows of x; inners
-    // become the weighted silu(gate) * up.
-    void backward_chunk(const Chunk &c, const Number *grad, Number *rows, float *of_weights, Scratch &one, Scratch &two) const {
+    // become the weighted silu(gate) * up. Returns the gradients of the chunk's rows, one after the other.
+    const Number *backward_chunk(const Chunk &c, const Number *grad, Number *rows, float *of_weights, Scratch &gathered, Scratch &one) const {
         const int64_t begin = e.bounds[c.expert] + c.begin, inner = e.inner, width = e.width;
-        Number *in = one.take<Number>(sizeof(Number) * c.n * width);
-        Word *panel = two.take<Word>(4 * BROAD * words(std::max(width, 2 * inner)));
+        Number *in = gathered.take<Number>(sizeof(Number) * c.n * width);
+        Word *panel = one.take<Word>(4 * BROAD * words(std::max(width, 2 * inner)));
         for (int64_t r = 0; r < c.n; r++) {
             const Number *next = grad + e.tokens[begin + std::min(r + AHEAD, c.n - 1)] * width;
             for (int64_t d = 0; d < width; d += LINE / sizeof(Number)) ask(next + d);
@@ -199,6 +201,7 @@ template <class Type> struct Block {
                 broad<Type, Type>(rows_from(hidden + 2 * r * inner, 2 * inner), n, panel, 2 * words(inner), columns, {to, width, false}, next);
             });
         }
+        return in;
     }
 
     // Rows [from, from + n) of to[..][columns]: the sums over an expert's rows of products of a number on the left with one
@@ -224,15 +227,16 @@ template <class Type> struct Block {
         _mm_sfence();  // what went past the caches is there for whoever comes next
     }
 
-    // A part of the gradient of one of an expert's matrices.
-    void matrix_part(const Part &part, const Number *x, const Number *grad, Number *of_gate_up, Number *of_down, Scratch &one, Scratch &two) const {
-        const int64_t i = part.expert, rows = e.bounds[i + 1] - e.bounds[i], *tokens = e.tokens + e.bounds[i];
+    // A part of the gradient of one of an expert's matrices, from the gradients of its rows.
+    void matrix_part(const Part &part, const Number *x, const Rows<Number> &grad, Number *of_gate_up, Number *of_down, Scratch &one, Scratch &two) const {
+        const int64_t i = part.expert, n = e.bounds[i + 1] - e.bounds[i];
         const Rows<Number> slopes{(const Number *)e.hidden[i], 2 * e.inner, nullptr}, inners{(const Number *)e.inners[i], e.inner, nullptr};
-        if (part.down)
-            sums_of_products({grad, e.width, tokens}, part.begin, part.n, inners, e.inner, rows, of_down + i * e.width * e.inner, one, two);
-        else
-            sums_of_products(slopes, part.begin, part.n, {x, e.width, tokens}, e.width, rows, of_gate_up + 2 * i * e.inner * e.width, one, two);
+        if (part.down) sums_of_products(grad, part.begin, part.n, inners, e.inner, n, of_down + i * e.width * e.inner, one, two);
+        else sums_of_products(slopes, part.begin, part.n, rows_of_tokens(x, i), e.width, n, of_gate_up + 2 * i * e.inner * e.width, one, two);
     }
+
+    // The rows of an expert's tokens.
+    Rows<Number> rows_of_tokens(const Number *x, int64_t expert) const { return {x, e.width, e.tokens + e.bounds[expert]}; }
 
     // The rows of a token that lie in group g, counted from the group's first.
     int64_t rows_of(int64_t t, int64_t g, int64_t *found) const {
@@ -306,6 +310,7 @@ template <class Type> struct Block {
         const int64_t pieces = std::min<int64_t>(e.threads, (8 * e.threads + e.n_experts - 1) / e.n_experts);
         for (int64_t i = 0; i < e.n_experts; i++)
             for (bool down : {false, true}) {
+                if (whole[i]) continue;
                 const int64_t n = down ? e.width : 2 * e.inner, size = up_to((n + pieces - 1) / pieces, BROAD);
                 for (int64_t begin = 0; begin < n; begin += size) found.push_back({i, begin, std::min(size, n - begin), down});
             }
@@ -316,16 +321,22 @@ template <class Type> struct Block {
         const std::vector<Part> all = parts();
 #pragma omp parallel num_threads(e.threads)
         {
-            Scratch one, two;
+            Scratch gathered, one, two;
             for (int64_t g = 0; g < e.n_groups; g++) {
 #pragma omp for schedule(dynamic, 1)
-                for (size_t c = 0; c < chunks[g].size(); c++)
-                    backward_chunk(chunks[g][c], grad, in_group(rows, g), of_weights, one, two);
+                for (size_t c = 0; c < chunks[g].size(); c++) {
+                    const int64_t i = chunks[g][c].expert;
+                    const Rows<Number> own{backward_chunk(chunks[g][c], grad, in_group(rows, g), of_weights, gathered, one), e.width, nullptr};
+                    if (!whole[i]) continue;
+                    // The gradients of its matrices follow while what they are made of is in the caches.
+                    matrix_part({i, 0, e.width, true}, x, own, of_gate_up, of_down, one, two);
+                    matrix_part({i, 0, 2 * e.inner, false}, x, own, of_gate_up, of_down, one, two);
+                }
                 combine(g, rows, nullptr, sums, of_x);
             }
 #pragma omp for schedule(dynamic, 1)
             for (size_t p = 0; p < all.size(); p++)
-                matrix_part(all[p], x, grad, of_gate_up, of_down, one, two);
+                matrix_part(all[p], x, rows_of_tokens(grad, all[p].expert), of_gate_up, of_down, one, two);
         }
     }
 };
