@@ -9,6 +9,16 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__)
+FURTHER = (
+    "moe/test_compiled_choice.py",
+    "moe/test_dispatch.py",
+    "moe/test_one_call.py",
+    "model/test_token_in_one_call.py",
+)
+TESTS = (
+    *sorted(file for file in HERE.parent.glob("test_*.py") if file != HERE),
+    *(HERE.parents[1] / name for name in FURTHER),
+)
 FLAGS = ("-g", "-O1", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined")
 RUN = f"""
 import sys
@@ -33,8 +43,8 @@ def runtime() -> str | None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
-@pytest.mark.parametrize("tests", sorted(file.name for file in HERE.parent.glob("test_*.py") if file != HERE))
-def test_no_kernel_leaves_its_memory(tests: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+@pytest.mark.parametrize("tests", TESTS, ids=lambda file: file.stem)
+def test_no_kernel_leaves_its_memory(tests: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     preloaded = runtime()
     if preloaded is None:
         pytest.skip("the compiler has no address sanitizer")
@@ -54,7 +64,7 @@ def test_no_kernel_leaves_its_memory(tests: str, tmp_path_factory: pytest.TempPa
         "-p",
         "no:cacheprovider",
         "--capture=no",
-        os.fspath(HERE.with_name(tests)),
+        os.fspath(tests),
     ]
     done = subprocess.run(
         [sys.executable, "-c", RUN, *arguments],

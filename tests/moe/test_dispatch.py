@@ -1,9 +1,11 @@
 """Compiled code sorts a routing's rows as plain torch does."""
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from moekit.kernels.library import library
 from moekit.moe.dispatch import dispatch, sorted_rows
 from moekit.moe.routing import Routing
 
@@ -23,3 +25,11 @@ def test_rows_lie_where_a_stable_sort_puts_them(seed: int, n_tokens: int, top_k:
         assert found.full == expected.full
         for field in ("tokens", "rows", "padding"):
             assert torch.equal(getattr(found, field), getattr(expected, field)), field
+
+
+@pytest.mark.skipif(library() is None, reason="no compiled kernels on this machine")
+@pytest.mark.parametrize("expert", [-2, 3, 2**40])
+def test_an_expert_that_is_not_there_is_refused(expert: int) -> None:
+    experts, scores = torch.tensor([[0, expert]]), torch.rand(1, 3)
+    with pytest.raises(ValueError, match="experts 0 to 2"):
+        dispatch(Routing(experts, scores[:, :2], scores, scores), 1)

@@ -18,7 +18,10 @@ class ByExpert(NamedTuple):
 
 
 def by_expert(experts: Int[Tensor, "T K"], n_experts: int) -> ByExpert | None:
-    """The places of `experts` that are not -1; None where there is no compiled code for them."""
+    """The places of `experts` that are not -1; None where there is no compiled code for them.
+
+    Raises ValueError for a number that is no expert's.
+    """
     compiled = library() if experts.device.type == "cpu" else None
     if compiled is None:
         return None
@@ -26,6 +29,7 @@ def by_expert(experts: Int[Tensor, "T K"], n_experts: int) -> ByExpert | None:
     tokens, rows = torch.empty(experts.numel(), dtype=torch.long), torch.empty_like(experts)
     limits = torch.empty(n_experts + 1, dtype=torch.long)
     places = (each.data_ptr() for each in (tokens, rows, limits))
-    compiled.moekit_by_expert(experts.data_ptr(), experts.numel(), experts.shape[-1], n_experts, *places)
+    if not compiled.moekit_by_expert(experts.data_ptr(), experts.numel(), experts.shape[-1], n_experts, *places):
+        raise ValueError(f"a routing must name experts 0 to {n_experts - 1}, or -1 for an empty place")
     bounds = tuple(limits.tolist())
     return ByExpert(tokens[: bounds[-1]], rows, bounds)

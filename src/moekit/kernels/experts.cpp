@@ -33,8 +33,8 @@ namespace {
 using namespace tiles;
 
 constexpr int64_t PACKED = 3 << 18;  // bytes of packed columns that stay in a core's second cache
-constexpr int64_t AHEAD = 4;         // rows that are asked for before they are needed
 constexpr int64_t SHARED = 4 << 20;  // and in the one that cores share
+constexpr int64_t AHEAD = 4;         // rows that are asked for before they are needed
 
 // Rows of an expert that are computed together: their columns are packed once and meet every strip of its matrices.
 struct Chunk { int64_t expert, begin, n; };
@@ -55,7 +55,7 @@ template <class Type> struct Block {
     using Number = typename Type::Number;
     const moekit_experts &e;
     std::vector<std::vector<Chunk>> chunks;  // of each group
-    std::vector<bool> whole;                 // experts whose rows are one chunk
+    std::vector<bool> whole;                 // experts, one of many, whose rows are one chunk
 
     // `widest` is the longest inner dimension of the products with packed columns.
     Block(const moekit_experts &experts, int64_t widest) : e(experts), chunks(experts.n_groups), whole(experts.n_experts) {
@@ -65,7 +65,7 @@ template <class Type> struct Block {
                 const int64_t n = e.bounds[i + 1] - e.bounds[i];
                 const bool few = e.groups[g + 1] - e.groups[g] < 4 * e.threads;
                 const int64_t size = n ? chunk_size(n, room, few ? e.threads : 1) : 1;
-                whole[i] = n && size >= n;
+                whole[i] = n && size >= n && !few;
                 for (int64_t begin = 0; begin < n; begin += size) chunks[g].push_back({i, begin, std::min(size, n - begin)});
             }
             // The longest first, so that threads end together.
@@ -282,11 +282,12 @@ template <class Type> struct Block {
             const int64_t n = n_next < 0 ? rows_of(t, g, next) : n_next;
             std::swap(own, next);
             n_next = rows_of(t + 1, g, next);
+            float *const sum = sums ? sums + t * e.width : nullptr;
             int64_t d = 0;
             for (; d + AT_ONCE * LANES <= e.width; d += AT_ONCE * LANES)
-                combine_columns<AT_ONCE>(rows, d, own, n, next, n_next, weights_here, sums + t * e.width, out + t * e.width, first, last);
+                combine_columns<AT_ONCE>(rows, d, own, n, next, n_next, weights_here, sum, out + t * e.width, first, last);
             for (; d < e.width; d += LANES)
-                combine_columns<1>(rows, d, own, n, next, n_next, weights_here, sums + t * e.width, out + t * e.width, first, last);
+                combine_columns<1>(rows, d, own, n, next, n_next, weights_here, sum, out + t * e.width, first, last);
         }
     }
 

@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from ctypes import POINTER, c_double, c_float, c_int, c_int32, c_int64, c_void_p
+from ctypes import POINTER, c_bool, c_double, c_float, c_int, c_int32, c_int64, c_void_p
 from functools import cache
 from importlib import resources
 from importlib.resources.abc import Traversable
@@ -63,7 +63,7 @@ SIGNATURES: dict[str, tuple[Any, ...]] = {
 }
 """What the compiled functions take; where threads and instruction set count, these come last."""
 
-RETURNS = {"moekit_level": c_int, "moekit_token": c_int64}
+RETURNS = {"moekit_level": c_int, "moekit_token": c_int64, "moekit_by_expert": c_bool}
 """What they return: most nothing."""
 
 
