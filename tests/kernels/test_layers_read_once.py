@@ -8,10 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from moekit.cli.device import prepare_device
 from moekit.config.moe import MoEConfig
 from moekit.config.routing import TopKRouting
 from moekit.kernels import few_rows
-from moekit.kernels.library import SWITCH, library
+from moekit.kernels.library import SWITCH, library, pending
 from moekit.kernels.linear import MOST, Linear, reads_once
 from moekit.moe.layer import MoE
 
@@ -87,6 +88,25 @@ def test_without_a_compiler_all_is_computed(monkeypatch: pytest.MonkeyPatch, tmp
     monkeypatch.setenv("PATH", str(tmp_path))
     assert library() is None
     library.cache_clear()
+
+
+def test_it_is_known_whether_something_will_be_compiled_and_said(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if library() is None:
+        pytest.skip("no compiled kernels on this machine")
+    assert not pending()
+    prepare_device("cpu")
+    assert capsys.readouterr().err == ""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert pending()
+    prepare_device("cpu")
+    assert "compiling kernels for this machine" in capsys.readouterr().err
+    monkeypatch.setenv(SWITCH, "1")
+    assert not pending()
+    monkeypatch.delenv(SWITCH)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert not pending()
 
 
 def test_a_source_that_does_not_compile_is_no_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

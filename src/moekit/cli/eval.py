@@ -82,10 +82,10 @@ def run(args: argparse.Namespace) -> int:
     windows = windows_of(args)
 
     from moekit.checkpoint.load import load, load_tokenizer  # noqa: PLC0415 - torch comes late
-    from moekit.cli.device import check_device  # noqa: PLC0415
+    from moekit.cli.device import prepare_device  # noqa: PLC0415
 
     tokenizer = load_tokenizer(args.path)
-    check_device(args.device)
+    prepare_device(args.device)
     model = load(args.path, dtype=None if args.dtype == "auto" else args.dtype, device=args.device)
     rows = evaluate_all(args.path, model, tokenizer, texts, windows, args.fp8, args.task)
     if args.json:

@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
         raise InputError("give either --prompt or --ids", 'for example --prompt "Once upon a time"')
 
     from moekit.checkpoint.load import load, load_config, stop_ids  # noqa: PLC0415 - torch only when it is needed
-    from moekit.cli.device import check_device  # noqa: PLC0415
+    from moekit.cli.device import prepare_device  # noqa: PLC0415
     from moekit.evaluate.loss import check_tasks  # noqa: PLC0415
     from moekit.generation.generate import check_causal  # noqa: PLC0415
     from moekit.generation.text import Stop, complete, encode_prompt  # noqa: PLC0415
@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     check_causal(config)
     check_tasks(config, args.task, len(prompts))
     _check_lengths(prompts, args.max_new_tokens, config.max_positions)
-    check_device(args.device)
+    prepare_device(args.device)
     model = load(args.path, dtype=None if args.dtype == "auto" else args.dtype, device=args.device)
     live = len(prompts) == 1 and tokenizer is not None and not args.json
     beginnings = args.prompt or ["" if tokenizer is None else tokenizer.decode(ids) for ids in prompts]

@@ -67,10 +67,10 @@ def build(args: argparse.Namespace, folder: Path) -> Report:
     from moekit.analyze.domains import trace  # noqa: PLC0415
     from moekit.analyze.experts import expert_use  # noqa: PLC0415
     from moekit.checkpoint.load import load, load_tokenizer  # noqa: PLC0415
-    from moekit.cli.device import check_device  # noqa: PLC0415
+    from moekit.cli.device import prepare_device  # noqa: PLC0415
     from moekit.train.metrics import METRICS, read_metrics  # noqa: PLC0415
 
-    check_device(args.device)
+    prepare_device(args.device)
     model, tokenizer = load(folder, device=args.device), load_tokenizer(folder)
     texts = held_out(str(folder))
     # Tracing takes a text's place for its task.

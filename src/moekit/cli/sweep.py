@@ -86,13 +86,13 @@ def _chosen(lab: Lab, only: Sequence[str] | None) -> list[str]:
 
 def _sweep(lab: Lab, every: list[Place], chosen: list[Place], folder: Path, args: argparse.Namespace) -> int:
     from moekit.cli.console import say  # noqa: PLC0415 - rich and torch only when there is work
-    from moekit.cli.device import check_device  # noqa: PLC0415
+    from moekit.cli.device import prepare_device  # noqa: PLC0415
     from moekit.data.cache import default_cache  # noqa: PLC0415
     from moekit.data.corpus import prepare  # noqa: PLC0415
     from moekit.lab.carry_out import LabRun, finished, mark  # noqa: PLC0415
 
     config = lab.variants[0].config
-    check_device(config.device)
+    prepare_device(config.device)
     corpus = prepare(config.data, config.model.vocab_size, default_cache(), say)
     data_mark = mark(corpus)
     left = [place for place in chosen if finished(place, data_mark) is None]

@@ -131,12 +131,12 @@ def _check_same(config: RunConfig, stored: RunConfig, folder: Path) -> None:
 
 def _train(config: RunConfig, folder: Path, args: argparse.Namespace) -> int:
     from moekit.cli.console import say  # noqa: PLC0415 - rich and torch only when there is work
-    from moekit.cli.device import check_device  # noqa: PLC0415
+    from moekit.cli.device import prepare_device  # noqa: PLC0415
     from moekit.data.cache import default_cache  # noqa: PLC0415
     from moekit.data.corpus import prepare  # noqa: PLC0415
     from moekit.train.loop import Run  # noqa: PLC0415
 
-    check_device(config.device)
+    prepare_device(config.device)
     corpus = prepare(config.data, config.model.vocab_size, default_cache(), say)
     for domain in corpus.domains:
         for skip in domain.skips:

@@ -9,7 +9,6 @@ import tempfile
 from ctypes import POINTER, c_bool, c_double, c_float, c_int, c_int32, c_int64, c_void_p
 from functools import cache
 from importlib import resources
-from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
@@ -70,8 +69,8 @@ RETURNS = {"moekit_level": c_int, "moekit_token": c_int64, "moekit_by_expert": c
 @cache
 def library() -> ctypes.CDLL | None:
     """The compiled kernels; None where they are switched off or cannot be compiled."""
-    compiler = next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
-    if os.environ.get(SWITCH) == "1" or compiler is None:
+    compiler = _compiler()
+    if compiler is None:
         return None
     try:
         return _typed(ctypes.CDLL(os.fspath(_compiled(compiler))))
@@ -79,20 +78,38 @@ def library() -> ctypes.CDLL | None:
         return None
 
 
+def pending() -> bool:
+    """Whether `library` will compile first, which takes some ten seconds."""
+    compiler = _compiler()
+    return compiler is not None and not _target(compiler, _sources()).is_file()
+
+
 def reaches(x: torch.Tensor) -> bool:
     """Whether compiled loops can run over the numbers of `x`: in bfloat16 or float32, side by side, on a CPU."""
     return x.device.type == "cpu" and x.dtype in (torch.bfloat16, torch.float32) and x.is_contiguous() and x.numel() > 0
 
 
-def _compiled(compiler: str) -> Path:
-    """The library for these sources, this compiler and these flags, made where it is not there yet."""
-    sources = {file.name: file.read_bytes() for file in _sources()}
+def _compiler() -> str | None:
+    """The machine's compiler; None where there is none, or kernels are switched off."""
+    found = next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
+    return None if os.environ.get(SWITCH) == "1" else found
+
+
+def _target(compiler: str, sources: dict[str, bytes]) -> Path:
+    """Where the library for these sources, this compiler and these flags belongs."""
     marked = [compiler.encode(), *(flag.encode() for flag in FLAGS), *sources.values()]
     mark = hashlib.sha256(b"\0".join(marked)).hexdigest()[:16]
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "moekit" / "kernels"
-    target = folder / f"kernels-{mark}.so"
+    cached = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cached / "moekit" / "kernels" / f"kernels-{mark}.so"
+
+
+def _compiled(compiler: str) -> Path:
+    """The library, made where it is not there yet."""
+    sources = _sources()
+    target = _target(compiler, sources)
     if target.is_file():
         return target
+    folder = target.parent
     folder.mkdir(parents=True, exist_ok=True)
     # Under a name of its own until it is whole: processes may compile at the same time.
     with tempfile.TemporaryDirectory(dir=folder) as building:
@@ -115,9 +132,10 @@ def _build(compiler: str, folder: Path, name: str) -> None:
     subprocess.run([compiler, *FLAGS, "-shared", "-o", name, *objects], check=True, **quiet)
 
 
-def _sources() -> list[Traversable]:
-    files = resources.files("moekit.kernels").iterdir()
-    return sorted((file for file in files if file.name.endswith((".cpp", ".h"))), key=lambda file: file.name)
+def _sources() -> dict[str, bytes]:
+    """Text by name, in the order of names."""
+    files = sorted(resources.files("moekit.kernels").iterdir(), key=lambda file: file.name)
+    return {file.name: file.read_bytes() for file in files if file.name.endswith((".cpp", ".h"))}
 
 
 def _typed(found: ctypes.CDLL) -> ctypes.CDLL:
