@@ -9,9 +9,12 @@ from safetensors.torch import save_file
 
 from moekit.checkpoint import weights
 from moekit.checkpoint.header import read_header
-from moekit.tensors.memory import HUGE, map_huge_pages, memory_bytes, prefer_huge_pages
+from moekit.kernels.linear import Linear
+from moekit.moe.experts import Experts
+from moekit.tensors.memory import HUGE, map_huge_pages, memory_bytes, move_to_huge_pages, prefer_huge_pages
 
-SETTING = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+KNOWN = HUGE is not None and Path("/sys/kernel/mm/transparent_hugepage/enabled").is_file()
+needs_huge_pages = pytest.mark.skipif(not KNOWN, reason="this system has no huge pages")
 
 
 def test_mapped_files_keep_their_bytes_and_say_whether_the_system_knows_huge_pages(tmp_path: Path) -> None:
@@ -42,8 +45,30 @@ def test_tensors_in_huge_pages_take_and_keep_numbers(size: int) -> None:
     prefer_huge_pages(numbers)
     numbers.copy_(torch.arange(size) % 251)
     assert torch.equal(numbers, (torch.arange(size) % 251).to(torch.uint8))
-    if size == 1 << 25 and HUGE is not None and SETTING.is_file():
+    if size == 1 << 25 and KNOWN:
         assert wishes_for_huge_pages(numbers.data_ptr() + (size >> 1))
+
+
+@needs_huge_pages
+def test_matrices_wish_for_huge_pages_whatever_their_type_becomes() -> None:
+    experts = Experts(64, 256, 256)
+    for own in (experts, experts.bfloat16()):
+        for stack in (own.gate_up, own.down):
+            assert wishes_for_huge_pages(stack.data_ptr() + (stack.nbytes >> 1))
+    layer = Linear(2048, 4096, bias=False).bfloat16()
+    assert wishes_for_huge_pages(layer.weight.data_ptr() + (layer.weight.nbytes >> 1))
+    numbers = experts.gate_up.detach()
+    numbers.copy_(torch.randn(numbers.shape))
+    assert torch.equal(experts.float().gate_up, numbers.float())
+
+
+@needs_huge_pages
+def test_numbers_stay_when_their_memory_is_moved() -> None:
+    numbers = torch.randn(1 << 23)
+    expected = numbers.tolist()[:: 1 << 12]
+    move_to_huge_pages(numbers)
+    assert wishes_for_huge_pages(numbers.data_ptr() + (numbers.nbytes >> 1))
+    assert numbers.tolist()[:: 1 << 12] == expected
 
 
 def wishes_for_huge_pages(address: int) -> bool:

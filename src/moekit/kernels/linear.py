@@ -11,6 +11,7 @@ from moekit.kernels import few_rows
 from moekit.kernels.few_rows import Place, placed, placed_bytes
 from moekit.kernels.groups import Grouped, numbers_in
 from moekit.tensors import Float, Tensor
+from moekit.tensors.memory import InHugePages
 
 MOST = 8
 """Rows up to which the compiled product is the faster one: 2.1 times as fast at one, alike at 8 (2048 x 2048)."""
@@ -19,7 +20,7 @@ Described = tuple[int, int, int, int, int, int, int]
 """A matrix's place, and the address of its bias (0: none)."""
 
 
-class Linear(nn.Linear):
+class Linear(InHugePages, nn.Linear):
     """As torch's in all else: the same parameters, gradients, types and devices.
 
     With `groups`, `weight` holds the bytes of a quantised matrix: no gradient passes, and it is one for the CPU.

@@ -20,6 +20,7 @@ from moekit.moe.expert_block import ExpertBlock, Kept, to_rows, without_stacks
 from moekit.moe.quantised import weighted_sum
 from moekit.moe.routing import Routing
 from moekit.tensors import Float, Tensor
+from moekit.tensors.memory import InHugePages, prefer_huge_pages
 
 FEW = 3
 """Rows for each expert that has any, on average, up to which reading each matrix row once beats tiles
@@ -41,7 +42,7 @@ class Stored(Protocol):
         ...
 
 
-class Experts(nn.Module):
+class Experts(InHugePages):
     """E SwiGLU blocks with stacked weights: gate and up rows in one matrix, in the [out, in] layout of a linear.
 
     `stored` gives one expert's two matrices where the stacks are still on disk: without gradients, experts to which no
@@ -59,6 +60,8 @@ class Experts(nn.Module):
         self.stored: Stored | None = None
         self.gate_up = nn.Parameter(torch.empty(n_experts, 2 * expert_width, width))
         self.down = nn.Parameter(torch.empty(n_experts, width, expert_width))
+        for weight in (self.gate_up, self.down):
+            prefer_huge_pages(weight.detach())
         self.round_inner: Callable[[Tensor], Tensor] | None = None
 
     def forward(

@@ -3,14 +3,19 @@
 import ctypes
 import mmap
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
+
+from torch import nn
 
 from moekit.tensors import Tensor
 
 HUGE = getattr(mmap, "MADV_HUGEPAGE", None)
 """The advice that memory be mapped in huge pages, where the system knows it: it is then read a quarter faster."""
+
+COLLAPSE = 25
+"""MADV_COLLAPSE of Linux, which Python 3.11 does not name."""
 
 HUGE_BYTES = 2 << 20
 
@@ -37,14 +42,40 @@ def map_huge_pages(files: Sequence[mmap.mmap]) -> bool:
 
 def prefer_huge_pages(tensor: Tensor) -> None:
     """Let memory that was not written to yet be huge pages where the system can. Small tensors are left alone."""
-    if HUGE is None or not tensor.is_cpu or tensor.nbytes < 4 * HUGE_BYTES:
+    _advise(tensor, HUGE)
+
+
+def move_to_huge_pages(tensor: Tensor) -> None:
+    """As `prefer_huge_pages`, of memory that was written to (Linux 6.1): its pages are copied, which takes as long as
+    copying the tensor does."""
+    _advise(tensor, HUGE)
+    _advise(tensor, COLLAPSE)
+
+
+class InHugePages(nn.Module):
+    """A module whose large parameters go to huge pages when their type or place changes."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "InHugePages":
+        # What is no plain tensor may have no address.
+        own = [weight for weight in self._parameters.values() if weight is not None and type(weight.data) is Tensor]
+        old = [weight.data_ptr() for weight in own]
+        super()._apply(fn, recurse)
+        for weight, address in zip(own, old, strict=True):
+            if weight.data_ptr() != address:
+                move_to_huge_pages(weight.detach())
+        return self
+
+
+def _advise(tensor: Tensor, advice: int | None) -> None:
+    """Tell the system; where it does not know the advice, nothing happens."""
+    if HUGE is None or advice is None or not tensor.is_cpu or tensor.nbytes < 4 * HUGE_BYTES:
         return
     start = -(-tensor.data_ptr() // HUGE_BYTES) * HUGE_BYTES
-    _advise()(start, (tensor.data_ptr() + tensor.nbytes - start) // HUGE_BYTES * HUGE_BYTES, HUGE)
+    _madvise()(start, (tensor.data_ptr() + tensor.nbytes - start) // HUGE_BYTES * HUGE_BYTES, advice)
 
 
 @cache
-def _advise() -> "ctypes._NamedFuncPointer":
+def _madvise() -> "ctypes._NamedFuncPointer":
     advise = ctypes.CDLL(None).madvise
     advise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
     return advise
