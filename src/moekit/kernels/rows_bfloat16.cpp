@@ -66,10 +66,11 @@ AVX512 void dot_avx512(const Matrix &m, const uint8_t *row, const uint8_t *ahead
             for (int r = 0; r < N; r++)
                 total[r][c] = _mm512_dpbf16_ps(total[r][c], w, (__m512bh)_mm512_loadu_si512(base + r * m.in + at));
         }
-    for (; i < m.in; i += 32) {
+    for (int c = 0; c + 1 < CHAINS && i < m.in; c++, i += 32) {
+        _mm_prefetch((const char *)(ahead + 2 * i), _MM_HINT_T1);
         __m512bh w = (__m512bh)_mm512_loadu_si512(row + 2 * i);
         for (int r = 0; r < N; r++)
-            total[r][0] = _mm512_dpbf16_ps(total[r][0], w, (__m512bh)_mm512_loadu_si512(base + r * m.in + i));
+            total[r][c] = _mm512_dpbf16_ps(total[r][c], w, (__m512bh)_mm512_loadu_si512(base + r * m.in + i));
     }
     for (int r = 0; r < N; r++) {
         for (int c = 1; c < CHAINS; c++) total[r][0] = _mm512_add_ps(total[r][0], total[r][c]);
