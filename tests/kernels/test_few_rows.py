@@ -49,6 +49,20 @@ def test_a_product_equals_its_twin(
 @levels
 @formats
 @pytest.mark.usefixtures("at_level")
+@given(seed=seeds, n=st.integers(1, 8), out=st.integers(1, 60), groups=st.integers(1, 9), data=st.data())
+def test_a_product_is_the_same_wherever_its_row_lies(
+    bits: int, group: int, seed: int, n: int, out: int, groups: int, data: st.DataObject
+) -> None:
+    source, inputs = generator(seed), groups * (group or 24)
+    weight, x = torch.randn(out, inputs, generator=source), torch.randn(n, inputs, generator=source)
+    first = data.draw(st.integers(0, out - 1))
+    whole = linear(x, stored(weight, bits, group))
+    assert torch.equal(linear(x, stored(weight[first:].contiguous(), bits, group)), whole[:, first:])
+
+
+@levels
+@formats
+@pytest.mark.usefixtures("at_level")
 @given(seed=seeds, n=st.integers(1, 70), shape=st.tuples(st.integers(1, 3), st.integers(1, 3)), data=st.data())
 def test_experts_in_one_region_equal_their_twin(
     bits: int, group: int, seed: int, n: int, shape: tuple[int, int], data: st.DataObject

@@ -8,7 +8,6 @@
 namespace rows {
 namespace {
 
-constexpr int64_t TOGETHER = 16;  // rows whose products are stored together: a line of each row of y
 constexpr int64_t LEAST = 16384;  // bytes of a matrix below which a thread takes no part of its own
 constexpr int64_t OUTER = 64;     // rows of a second matrix that a thread takes at least
 
@@ -29,17 +28,15 @@ void rows_of(const Matrix &m, int level, const Rows &x, int64_t begin, int64_t e
              int64_t apart) {
     const Dot *dot = dots(m, level);
     const int64_t early = std::max<int64_t>(rounded_up(AHEAD, std::max<int64_t>(m.stride, 1)) / std::max<int64_t>(m.stride, 1), 1);
-    float some[MOST * TOGETHER];
-    for (int64_t o = begin; o < end; o += TOGETHER)
+    for (int64_t o = begin, stop; o < end; o = stop) {
+        const uint8_t *row = m.rows + o * m.stride, *ahead = row + early * m.stride;
+        if (o + early >= end) ahead = after ? after + (o + early - end) * m.stride : row;
+        stop = std::min(o + TOGETHER, o + early < end ? end - early : end);
         for (int64_t first = 0; first < x.n; first += MOST) {
-            const int64_t n = std::min<int64_t>(MOST, x.n - first), stop = std::min(o + TOGETHER, end);
-            for (int64_t i = o; i < stop; i++) {
-                const uint8_t *row = m.rows + i * m.stride, *ahead = row + early * m.stride;
-                if (i + early >= end) ahead = after ? after + (i + early - end) * m.stride : row;
-                dot[n - 1](m, row, ahead, x, first, some + i - o, TOGETHER);
-            }
-            for (int64_t r = 0; r < n; r++) std::copy_n(some + r * TOGETHER, stop - o, found + (first + r) * apart + o - begin);
+            const int64_t n = std::min<int64_t>(MOST, x.n - first);
+            dot[n - 1](m, row, stop - o, ahead, x, first, found + first * apart + o - begin, apart);
         }
+    }
 }
 
 // Hands out stretches of the units [0, total) to threads as they come: long ones first, for memory likes long streams,
@@ -66,11 +63,12 @@ inline bool any(const Span &span) { return span.begin < span.end; }
 struct Work {
     const Block *block;
     Matrix gate, up, down;
-    Rows x, inner;
-    Buffer<float> gates, ups, outs;
+    const Rows *x;
+    Rows inner;
+    float *gates, *ups, *outs;
     int64_t unit, first;
 
-    int64_t units() const { return x.n ? rounded_up(gate.out, unit) / unit : 0; }
+    int64_t units() const { return x->n ? rounded_up(gate.out, unit) / unit : 0; }
     const uint8_t *gate_at(int64_t which) const { return gate.rows + (which - first) * unit * gate.stride; }
 };
 
@@ -80,26 +78,44 @@ Matrix part_of(const Matrix &matrix, int64_t begin, int64_t out) {
     return part;
 }
 
-// The rows of x that come to each block; a row is rounded once for all blocks that want it alike.
-std::vector<Work> works_for(const std::vector<Block> &blocks, const float *x, int64_t width) {
-    std::vector<Work> works(blocks.size());
-    int64_t units = 0;
+// All blocks on their way, and what they have room in: what they find, and the rows of x that come to them.
+struct Works {
+    std::vector<Work> each;
+    std::vector<Rows> rounded;
+    Buffer<float> room;
+};
+
+// Whether two blocks want the same row of x rounded alike.
+bool alike(const Block &a, const Block &b) {
+    return a.n_rows == 1 && b.n_rows == 1 && *a.tokens == *b.tokens && a.gate_up.bits == b.gate_up.bits &&
+           a.gate_up.group == b.gate_up.group;
+}
+
+Works works_for(const std::vector<Block> &blocks, const float *x, int64_t width) {
+    Works works = {std::vector<Work>(blocks.size()), {}, {}};
+    works.rounded.reserve(blocks.size());
+    int64_t units = 0, numbers = 0;
     for (size_t b = 0; b < blocks.size(); b++) {
-        Work &work = works[b];
-        const Matrix &both = blocks[b].gate_up;
-        const int64_t n = blocks[b].n_rows, inner = both.out / 2;
-        work.block = &blocks[b];
-        work.gate = part_of(both, 0, inner), work.up = part_of(both, inner, inner), work.down = blocks[b].down;
-        work.x.shape(n, width, both.bits, both.group);
+        const Block &block = blocks[b];
+        const int64_t n = block.n_rows, inner = block.gate_up.out / 2;
+        if (!b || !alike(block, blocks[b - 1])) {
+            Rows &rounded = works.rounded.emplace_back();
+            rounded.shape(n, width, block.gate_up.bits, block.gate_up.group);
+            for (int64_t r = 0; r < n; r++) rounded.put(r, x + block.tokens[r] * width, 0, width);
+        }
+        Work &work = works.each[b];
+        work.block = &block, work.x = &works.rounded.back();
+        work.gate = part_of(block.gate_up, 0, inner), work.up = part_of(block.gate_up, inner, inner), work.down = block.down;
         work.inner.shape(n, inner, work.down.bits, work.down.group);
-        work.gates.resize(inner * n), work.ups.resize(inner * n), work.outs.resize(work.down.out * n);
         work.unit = std::max<int64_t>(work.inner.group, 32), work.first = units;
-        units += work.units();
-        const Work &before = works[b ? b - 1 : 0];
-        const bool alike = b && n == 1 && before.x.n == 1 && *blocks[b].tokens == *blocks[b - 1].tokens &&
-                           work.x.bits == before.x.bits && work.x.group == before.x.group;
-        if (alike) work.x.copy(0, before.x, 0);
-        else for (int64_t r = 0; r < n; r++) work.x.put(r, x + blocks[b].tokens[r] * width, 0, width);
+        units += work.units(), numbers += n * (2 * rounded_up(inner, 16) + rounded_up(width, 16));
+    }
+    works.room.resize(numbers);
+    float *at = works.room.data();
+    for (Work &work : works.each) {
+        const int64_t n = work.x->n, gates = n * rounded_up(work.gate.out, 16);
+        work.gates = at, work.ups = at + gates, work.outs = at + 2 * gates;
+        at += 2 * gates + n * rounded_up(width, 16);
     }
     return works;
 }
@@ -107,9 +123,9 @@ std::vector<Work> works_for(const std::vector<Block> &blocks, const float *x, in
 // silu(gate) * up for inner numbers [begin, end), rounded for the second product; gates are lost.
 void activate(Work &work, int64_t begin, int64_t end, int level) {
     const int64_t inner = work.gate.out;
-    for (int64_t r = 0; r < work.x.n; r++) {
-        float *gates = &work.gates[r * inner];
-        gated(gates + begin, &work.ups[r * inner + begin], gates + begin, end - begin, level);
+    for (int64_t r = 0; r < work.x->n; r++) {
+        float *gates = work.gates + r * inner;
+        gated(gates + begin, work.ups + r * inner + begin, gates + begin, end - begin, level);
         work.inner.put(r, gates, begin, end);
     }
 }
@@ -125,8 +141,8 @@ void gate_and_up(std::vector<Work> &works, Span span, const uint8_t *after, int 
         while (next < works.data() + works.size() && !next->units()) next++;
         const uint8_t *then = last < span.end ? next->gate.rows : after;
         const int64_t inner = work.gate.out;
-        rows_of(work.gate, level, work.x, begin, end, work.up.rows + begin * work.up.stride, work.gates.data() + begin, inner);
-        rows_of(work.up, level, work.x, begin, end, then, work.ups.data() + begin, inner);
+        rows_of(work.gate, level, *work.x, begin, end, work.up.rows + begin * work.up.stride, work.gates + begin, inner);
+        rows_of(work.up, level, *work.x, begin, end, then, work.ups + begin, inner);
         activate(work, begin, end, level);
     }
 }
@@ -138,15 +154,15 @@ void down(std::vector<Work> &works, Span span, const uint8_t *after, int64_t wid
         Work &work = works[b];
         const int64_t first = std::max(span.begin - b * each, int64_t(0)), last = std::min(span.end - b * each, each);
         const uint8_t *then = last < span.end - b * each ? works[b + 1].down.rows : after;
-        rows_of(work.down, level, work.inner, first * OUTER, std::min(last * OUTER, width), then, work.outs.data() + first * OUTER, width);
+        rows_of(work.down, level, work.inner, first * OUTER, std::min(last * OUTER, width), then, work.outs + first * OUTER, width);
     }
 }
 
 // y += what the blocks found for it, in their order whatever the threads.
 void combine(const std::vector<Work> &works, Span columns, float *y, int64_t width) {
     for (const Work &work : works)
-        for (int64_t r = 0; r < work.x.n; r++) {
-            const float weight = work.block->weights[r], *found = work.outs.data() + r * width;
+        for (int64_t r = 0; r < work.x->n; r++) {
+            const float weight = work.block->weights[r], *found = work.outs + r * width;
             float *to = y + work.block->tokens[r] * width;
             for (int64_t o = columns.begin; o < columns.end; o++) to[o] += weight * found[o];
         }
@@ -163,7 +179,8 @@ template <class Do> void in_turn(Turns &turns, Span span, Do work) {
 
 // All blocks with few rows, in one parallel region.
 void swiglu_by_rows(const std::vector<Block> &blocks, const float *x, int64_t width, float *y, int threads, int level) {
-    std::vector<Work> works = works_for(blocks, x, width);
+    Works all = works_for(blocks, x, width);
+    std::vector<Work> &works = all.each;
     const int64_t units = works.back().first + works.back().units(), each = rounded_up(width, OUTER) / OUTER;
     Turns inner(units, threads), outer(each * int64_t(works.size()), threads);
     const auto gate_at = [&](int64_t which) {
@@ -184,9 +201,9 @@ void swiglu_by_rows(const std::vector<Block> &blocks, const float *x, int64_t wi
 #pragma omp barrier
         in_turn(outer, first, [&](Span span, Span following) { down(works, span, down_at(following), width, level); });
 #pragma omp barrier
-#pragma omp for schedule(static)
-        for (int64_t line = 0; line < rounded_up(width, 16) / 16; line++)
-            combine(works, {line * 16, std::min(line * 16 + 16, width)}, y, width);
+        const int64_t part = rounded_up(rounded_up(width, omp_get_num_threads()) / omp_get_num_threads(), 16);
+        const int64_t begin = std::min(omp_get_thread_num() * part, width);
+        combine(works, {begin, std::min(begin + part, width)}, y, width);
     }
 }
 

@@ -1,8 +1,9 @@
 // A mixture for a few tokens in one call: logits, scores, choice and weights, then the chosen experts and the shared ones.
 
+#include <algorithm>
 #include <cmath>
-#include <map>
 #include <numeric>
+#include <utility>
 
 #include "choice.h"
 #include "loops.h"
@@ -14,18 +15,36 @@ void moekit_linear_rows(const moekit_matrix *, const void *, int, int64_t, void 
 
 namespace {
 
-// The rows that come to an expert, and their weights.
+// Rows and their weights: those of an expert behind each other, and the experts with where their rows end.
 struct Come {
     std::vector<int64_t> tokens;
     std::vector<float> weights;
 };
 
-using Chosen = std::map<int64_t, Come>;
+struct Chosen {
+    Come rows;
+    std::vector<std::pair<int64_t, int64_t>> ends;
+};
+
+// The chosen ones by expert, each expert's in the order of the tokens.
+Chosen by_expert(const int64_t *experts, const float *weights, int64_t n, int64_t top_k) {
+    std::vector<std::pair<int64_t, int64_t>> places(n * top_k);
+    for (int64_t place = 0; place < n * top_k; place++) places[place] = {experts[place], place};
+    std::sort(places.begin(), places.end());
+    Chosen found = {{std::vector<int64_t>(places.size()), std::vector<float>(places.size())}, {}};
+    found.ends.reserve(places.size());
+    for (size_t i = 0; i < places.size(); i++) {
+        const auto &[expert, place] = places[i];
+        found.rows.tokens[i] = place / top_k, found.rows.weights[i] = weights[place];
+        if (!i || expert != places[i - 1].first) found.ends.push_back({expert, 0});
+        found.ends.back().second = i + 1;
+    }
+    return found;
+}
 
 Chosen choose_for_all(const moekit_mixture &mixture, const moekit_call &call, int threads, int level) {
     const moekit_choice &choice = mixture.choice;
-    Chosen found;
-    if (!mixture.centroids.out) return found;
+    if (!mixture.centroids.out) return {};
     rows::Buffer<float> room(2 * choice.n_experts);
     float *logits = call.numbers + choice.logits, *scores = call.numbers + choice.scores, *weights = call.numbers + choice.weights;
     int64_t *experts = call.places + choice.experts;
@@ -33,12 +52,8 @@ Chosen choose_for_all(const moekit_mixture &mixture, const moekit_call &call, in
     for (int64_t t = 0; t < mixture.n; t++) {
         const int64_t at = t * choice.n_experts, chosen = t * choice.top_k;
         choice::choose(choice, logits + at, scores + at, experts + chosen, weights + chosen, room.data(), level);
-        for (int64_t place = chosen; place < chosen + choice.top_k; place++) {
-            Come &own = found[experts[place]];
-            own.tokens.push_back(t), own.weights.push_back(weights[place]);
-        }
     }
-    return found;
+    return by_expert(experts, weights, mixture.n, choice.top_k);
 }
 
 // All rows, by the weights of the shared experts.
@@ -69,13 +84,17 @@ extern "C" {
 bool moekit_mixture_step(const moekit_mixture *mixture, const moekit_call *call, int threads, int level) {
     const moekit_mixture &m = *mixture;
     const Chosen chosen = choose_for_all(m, *call, threads, level);
-    for (const auto &[expert, own] : chosen)
+    for (const auto &[expert, end] : chosen.ends)
         if (m.table && !(m.table[2 * expert] && m.table[2 * expert + 1])) return false;
     std::vector<moekit_block> blocks;
-    for (const auto &[expert, own] : chosen)
+    blocks.reserve(chosen.ends.size() + 1);
+    int64_t begin = 0;
+    for (const auto &[expert, end] : chosen.ends) {
         blocks.push_back({matrix_of(m.gate_up, m.gate_up_step, m.table, expert),
                           matrix_of(m.down, m.down_step, m.table ? m.table + 1 : nullptr, expert),
-                          own.tokens.data(), own.weights.data(), int64_t(own.tokens.size())});
+                          chosen.rows.tokens.data() + begin, chosen.rows.weights.data() + begin, end - begin});
+        begin = end;
+    }
     const Come all = everyone(m, threads, level);
     if (m.shared_down.out) blocks.push_back({m.shared_gate_up, m.shared_down, all.tokens.data(), all.weights.data(), m.n});
     const int64_t size = m.n * m.width;

@@ -169,59 +169,67 @@ AVX512 inline void add_groups(__m512 *total, const __m512 *factor, const uint8_t
 }
 
 template <int BITS, int GROUP, int N>
-AVX512 void dot_avx512(const Matrix &m, const uint8_t *row, const uint8_t *ahead, const Rows &x, int64_t first, float *found,
-                       int64_t apart) {
+AVX512 void dot_avx512(const Matrix &m, const uint8_t *row, int64_t count, const uint8_t *ahead, const Rows &x, int64_t first,
+                       float *found, int64_t apart) {
     const int64_t groups = m.in / GROUP, asked = ahead - row;
-    const uint8_t *numbers = row + 4 * groups;
-    Places<int8_t> q(&x.narrow[first * x.length], x.length);
-    Places<float> steps(&x.scale[first * x.groups], x.groups), x_sums(&x.sum[first * x.groups], x.groups);
-    __m512 total[N], factor[N];
-    for (int r = 0; r < N; r++) total[r] = _mm512_setzero_ps();
-    for (int64_t g = 0; g < groups; g += 16) {
-        add_least<N>(total, factor, row + 4 * g, ahead + 4 * g, groups - g, steps, x_sums, g);
-        if (groups - g >= 16) add_groups<BITS, GROUP, N, true>(total, factor, numbers, asked, q, 16 * GROUP);
-        else add_groups<BITS, GROUP, N, false>(total, factor, numbers, asked, q, m.in - g * GROUP);
+    const Places<float> steps(&x.scale[first * x.groups], x.groups), x_sums(&x.sum[first * x.groups], x.groups);
+    __m512 of_rows[N][TOGETHER];
+    for (int64_t one = 0; one < count; one++, row += m.stride) {
+        const uint8_t *numbers = row + 4 * groups;
+        Places<int8_t> q(&x.narrow[first * x.length], x.length);
+        __m512 total[N], factor[N];
+        for (int r = 0; r < N; r++) total[r] = _mm512_setzero_ps();
+        for (int64_t g = 0; g < groups; g += 16) {
+            add_least<N>(total, factor, row + 4 * g, row + asked + 4 * g, groups - g, steps, x_sums, g);
+            if (groups - g >= 16) add_groups<BITS, GROUP, N, true>(total, factor, numbers, asked, q, 16 * GROUP);
+            else add_groups<BITS, GROUP, N, false>(total, factor, numbers, asked, q, m.in - g * GROUP);
+        }
+        for (int r = 0; r < N; r++) of_rows[r][one] = total[r];
     }
-    for (int r = 0; r < N; r++) found[r * apart] = _mm512_reduce_add_ps(total[r]);
+    for (int r = 0; r < N; r++) wide::store_sums(found + r * apart, of_rows[r], count);
 }
 
 // For one or two rows of x, whose addresses fit into registers anyway: from memory, this order is 6 to 18 % faster then.
 template <int BITS, int GROUP, int N>
-AVX512 void near_avx512(const Matrix &m, const uint8_t *row, const uint8_t *ahead, const Rows &x, int64_t first,
+AVX512 void near_avx512(const Matrix &m, const uint8_t *row, int64_t count, const uint8_t *ahead, const Rows &x, int64_t first,
                         float *found, int64_t apart) {
     constexpr int STEP = 512 / BITS, BLOCK = STEP > GROUP ? STEP : GROUP, HELD = BLOCK / GROUP;
-    const int64_t groups = m.in / GROUP, length = x.length, x_groups = x.groups;
-    const uint8_t *numbers = row + 4 * groups;
+    const int64_t groups = m.in / GROUP, asked = ahead - row, length = x.length, x_groups = x.groups;
     const int8_t *base = &x.narrow[first * length];
     const Near<float> steps{&x.scale[first * x_groups], x_groups}, x_sums{&x.sum[first * x_groups], x_groups};
-    __m512 total[N], factor[N];
-    for (int r = 0; r < N; r++) total[r] = _mm512_setzero_ps();
-    for (int64_t g = 0; g < groups; g += 16) {
-        add_least<N>(total, factor, row + 4 * g, ahead + 4 * g, groups - g, steps, x_sums, g);
-        __m512i which = group_of_lane<HELD>();
-        const int64_t end = std::min(m.in, (g + 16) * GROUP);
-        for (int64_t i = g * GROUP; i < end; i += BLOCK) {
-            __m512i sums[N];
-            for (int r = 0; r < N; r++) sums[r] = _mm512_setzero_si512();
-            for (int64_t j = i; j < i + BLOCK; j += STEP) {
-                const uint8_t *at = numbers + j * BITS / 8;
-                _mm_prefetch((const char *)(at + (ahead - row)), _MM_HINT_NTA);
-                const bool whole = BLOCK == GROUP || end - j >= STEP;
-                const __m512i bytes = whole ? _mm512_loadu_si512(at) :
-                                            _mm512_maskz_loadu_epi8(first_bytes((end - j) * BITS / 8), at);
-                for (int r = 0; r < N; r++) sums[r] = products<BITS>(sums[r], bytes, base + r * length + j);
+    __m512 of_rows[N][TOGETHER];
+    for (int64_t one = 0; one < count; one++, row += m.stride) {
+        const uint8_t *numbers = row + 4 * groups;
+        __m512 total[N], factor[N];
+        for (int r = 0; r < N; r++) total[r] = _mm512_setzero_ps();
+        for (int64_t g = 0; g < groups; g += 16) {
+            add_least<N>(total, factor, row + 4 * g, row + asked + 4 * g, groups - g, steps, x_sums, g);
+            __m512i which = group_of_lane<HELD>();
+            const int64_t end = std::min(m.in, (g + 16) * GROUP);
+            for (int64_t i = g * GROUP; i < end; i += BLOCK) {
+                __m512i sums[N];
+                for (int r = 0; r < N; r++) sums[r] = _mm512_setzero_si512();
+                for (int64_t j = i; j < i + BLOCK; j += STEP) {
+                    const uint8_t *at = numbers + j * BITS / 8;
+                    _mm_prefetch((const char *)(at + asked), _MM_HINT_NTA);
+                    const bool whole = BLOCK == GROUP || end - j >= STEP;
+                    const __m512i bytes = whole ? _mm512_loadu_si512(at) :
+                                                _mm512_maskz_loadu_epi8(first_bytes((end - j) * BITS / 8), at);
+                    for (int r = 0; r < N; r++) sums[r] = products<BITS>(sums[r], bytes, base + r * length + j);
+                }
+                for (int r = 0; r < N; r++)
+                    total[r] = _mm512_fmadd_ps(_mm512_permutexvar_ps(which, factor[r]), _mm512_cvtepi32_ps(sums[r]), total[r]);
+                which = _mm512_add_epi32(which, _mm512_set1_epi32(HELD));
             }
-            for (int r = 0; r < N; r++)
-                total[r] = _mm512_fmadd_ps(_mm512_permutexvar_ps(which, factor[r]), _mm512_cvtepi32_ps(sums[r]), total[r]);
-            which = _mm512_add_epi32(which, _mm512_set1_epi32(HELD));
         }
+        for (int r = 0; r < N; r++) of_rows[r][one] = total[r];
     }
-    for (int r = 0; r < N; r++) found[r * apart] = _mm512_reduce_add_ps(total[r]);
+    for (int r = 0; r < N; r++) wide::store_sums(found + r * apart, of_rows[r], count);
 }
 
 // The products for 1 to MOST rows, of a function whose last argument is their number.
-#define EACH(...) {__VA_ARGS__ 1>, __VA_ARGS__ 2>, __VA_ARGS__ 3>, __VA_ARGS__ 4>, \
-                   __VA_ARGS__ 5>, __VA_ARGS__ 6>, __VA_ARGS__ 7>, __VA_ARGS__ 8>}
+#define EACH(...) {each<__VA_ARGS__ 1>>, each<__VA_ARGS__ 2>>, each<__VA_ARGS__ 3>>, each<__VA_ARGS__ 4>>, \
+                   each<__VA_ARGS__ 5>>, each<__VA_ARGS__ 6>>, each<__VA_ARGS__ 7>>, each<__VA_ARGS__ 8>>}
 const Dot PLAIN[] = EACH(dot_plain<);
 const Dot HALF[2][MOST] = {EACH(dot_avx2<4,), EACH(dot_avx2<8,)};
 #define WIDE(bits, group) {near_avx512<bits, group, 1>, near_avx512<bits, group, 2>, dot_avx512<bits, group, 3>, \

@@ -36,6 +36,7 @@ using Matrix = moekit_matrix;
 using Block = moekit_block;
 
 constexpr int MOST = 8;          // rows of x that share one pass over a matrix
+constexpr int TOGETHER = 16;     // rows of a matrix whose products are summed up and stored together
 constexpr int64_t AHEAD = 4096;  // bytes that are asked for before they are needed
 
 inline int64_t rounded_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
@@ -84,9 +85,19 @@ struct Rows {
     void copy(int64_t row, const Rows &from, int64_t other);
 };
 
-// One matrix row times n rows of x from `first` on, to found[row * apart]; as many bytes from `ahead` on are asked for.
-using Dot = void (*)(const Matrix &, const uint8_t *row, const uint8_t *ahead, const Rows &x, int64_t first, float *found,
-                     int64_t apart);
+// `count` rows of a matrix, at most TOGETHER from `row` on, times n rows of x from `first` on, to found[row of x * apart + i].
+// As many bytes from `ahead` on, which lie as the rows do, are asked for.
+using Dot = void (*)(const Matrix &, const uint8_t *row, int64_t count, const uint8_t *ahead, const Rows &x, int64_t first,
+                     float *found, int64_t apart);
+
+// A Dot of products with one row of the matrix each.
+using DotOfOne = void (*)(const Matrix &, const uint8_t *row, const uint8_t *ahead, const Rows &x, int64_t first, float *found,
+                          int64_t apart);
+template <DotOfOne ONE>
+void each(const Matrix &m, const uint8_t *row, int64_t count, const uint8_t *ahead, const Rows &x, int64_t first, float *found,
+          int64_t apart) {
+    for (int64_t i = 0; i < count; i++) ONE(m, row + i * m.stride, ahead + i * m.stride, x, first, found + i, apart);
+}
 
 // The products for 1 to MOST rows of x.
 const Dot *bfloat16_dots(const Matrix &matrix, int level);

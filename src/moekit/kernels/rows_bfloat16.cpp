@@ -1,6 +1,7 @@
 // Products of one bfloat16 row of a matrix with a few rows of x.
 
 #include "rows.h"
+#include "wide.h"
 
 namespace rows {
 namespace {
@@ -49,37 +50,43 @@ AVX2 void dot_avx2(const Matrix &m, const uint8_t *row, const uint8_t *ahead, co
 
 // in must be a multiple of 32.
 template <int N>
-AVX512 void dot_avx512(const Matrix &m, const uint8_t *row, const uint8_t *ahead, const Rows &x, int64_t first,
-               float *found, int64_t apart) {
+AVX512 void dot_avx512(const Matrix &m, const uint8_t *row, int64_t count, const uint8_t *ahead, const Rows &x, int64_t first,
+                       float *found, int64_t apart) {
     // With one row of x, several sums hide the latency of the products.
     constexpr int CHAINS = N == 1 ? 4 : N == 2 ? 2 : 1;
-    __m512 total[N][CHAINS];
-    for (int r = 0; r < N; r++)
-        for (int c = 0; c < CHAINS; c++) total[r][c] = _mm512_setzero_ps();
     const uint16_t *base = &x.wide[first * m.in];
-    int64_t i = 0;
-    for (; i + 32 * CHAINS <= m.in; i += 32 * CHAINS)
-        for (int c = 0; c < CHAINS; c++) {
-            const int64_t at = i + 32 * c;
-            _mm_prefetch((const char *)(ahead + 2 * at), _MM_HINT_T1);
-            __m512bh w = (__m512bh)_mm512_loadu_si512(row + 2 * at);
-            for (int r = 0; r < N; r++)
-                total[r][c] = _mm512_dpbf16_ps(total[r][c], w, (__m512bh)_mm512_loadu_si512(base + r * m.in + at));
-        }
-    for (int c = 0; c + 1 < CHAINS && i < m.in; c++, i += 32) {
-        _mm_prefetch((const char *)(ahead + 2 * i), _MM_HINT_T1);
-        __m512bh w = (__m512bh)_mm512_loadu_si512(row + 2 * i);
+    __m512 sums[N][TOGETHER];
+    for (int64_t one = 0; one < count; one++, row += m.stride, ahead += m.stride) {
+        __m512 total[N][CHAINS];
         for (int r = 0; r < N; r++)
-            total[r][c] = _mm512_dpbf16_ps(total[r][c], w, (__m512bh)_mm512_loadu_si512(base + r * m.in + i));
+            for (int c = 0; c < CHAINS; c++) total[r][c] = _mm512_setzero_ps();
+        int64_t i = 0;
+        for (; i + 32 * CHAINS <= m.in; i += 32 * CHAINS)
+            for (int c = 0; c < CHAINS; c++) {
+                const int64_t at = i + 32 * c;
+                _mm_prefetch((const char *)(ahead + 2 * at), _MM_HINT_T1);
+                __m512bh w = (__m512bh)_mm512_loadu_si512(row + 2 * at);
+                for (int r = 0; r < N; r++)
+                    total[r][c] = _mm512_dpbf16_ps(total[r][c], w, (__m512bh)_mm512_loadu_si512(base + r * m.in + at));
+            }
+        for (int c = 0; c + 1 < CHAINS && i < m.in; c++, i += 32) {
+            _mm_prefetch((const char *)(ahead + 2 * i), _MM_HINT_T1);
+            __m512bh w = (__m512bh)_mm512_loadu_si512(row + 2 * i);
+            for (int r = 0; r < N; r++)
+                total[r][c] = _mm512_dpbf16_ps(total[r][c], w, (__m512bh)_mm512_loadu_si512(base + r * m.in + i));
+        }
+        for (int r = 0; r < N; r++) {
+            for (int c = 1; c < CHAINS; c++) total[r][0] = _mm512_add_ps(total[r][0], total[r][c]);
+            sums[r][one] = total[r][0];
+        }
     }
-    for (int r = 0; r < N; r++) {
-        for (int c = 1; c < CHAINS; c++) total[r][0] = _mm512_add_ps(total[r][0], total[r][c]);
-        found[r * apart] = _mm512_reduce_add_ps(total[r][0]);
-    }
+    for (int r = 0; r < N; r++) wide::store_sums(found + r * apart, sums[r], count);
 }
 
-#define EACH(name) {name<1>, name<2>, name<3>, name<4>, name<5>, name<6>, name<7>, name<8>}
-const Dot PLAIN[] = EACH(dot_plain), HALF[] = EACH(dot_avx2), WHOLE[] = EACH(dot_avx512);
+#define EACH(name) {each<name<1>>, each<name<2>>, each<name<3>>, each<name<4>>, each<name<5>>, each<name<6>>, each<name<7>>, each<name<8>>}
+const Dot PLAIN[] = EACH(dot_plain), HALF[] = EACH(dot_avx2);
+const Dot WHOLE[] = {dot_avx512<1>, dot_avx512<2>, dot_avx512<3>, dot_avx512<4>,
+                     dot_avx512<5>, dot_avx512<6>, dot_avx512<7>, dot_avx512<8>};
 
 }  // namespace
 

@@ -51,6 +51,24 @@ WIDE_INLINE void transpose(__m512i (&r)[16]) {
 // The first `count` lanes.
 WIDE_INLINE __mmask16 first(int64_t count) { return count >= 16 ? 0xffff : count <= 0 ? 0 : __mmask16((1u << count) - 1); }
 
+// The sums of the lanes of the first `count` of 16 vectors, one behind the other. Each sum is taken in the same order.
+WIDE_INLINE void store_sums(float *to, __m512 *vectors, int64_t count) {
+    for (int64_t i = count; i < 16; i++) vectors[i] = _mm512_setzero_ps();
+    __m512 t[16];
+    for (int i = 0; i < 16; i += 2)
+        t[i] = _mm512_add_ps(_mm512_unpacklo_ps(vectors[i], vectors[i + 1]), _mm512_unpackhi_ps(vectors[i], vectors[i + 1]));
+    for (int i = 0; i < 16; i += 4) {
+        const __m512d even = _mm512_castps_pd(t[i]), odd = _mm512_castps_pd(t[i + 2]);
+        t[i] = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(even, odd)), _mm512_castpd_ps(_mm512_unpackhi_pd(even, odd)));
+    }
+    for (int i = 0; i < 16; i += 8) {
+        const __m512 left = _mm512_shuffle_f32x4(t[i], t[i + 4], 0x88), right = _mm512_shuffle_f32x4(t[i], t[i + 4], 0xdd);
+        t[i] = _mm512_add_ps(left, right);
+    }
+    const __m512 left = _mm512_shuffle_f32x4(t[0], t[8], 0x88), right = _mm512_shuffle_f32x4(t[0], t[8], 0xdd);
+    _mm512_mask_storeu_ps(to, first(count), _mm512_add_ps(left, right));
+}
+
 // e^x to about one unit in the last place; NaN stays NaN.
 WIDE_INLINE __m512 exponential(__m512 x) {
     x = _mm512_min_ps(_mm512_set1_ps(88.0f), _mm512_max_ps(_mm512_set1_ps(-87.0f), x));
