@@ -16,7 +16,7 @@ from moekit.config.quantisation import Groups
 from moekit.kernels import linear
 from moekit.kernels.groups import quantise
 from moekit.kernels.library import library
-from moekit.kernels.mixture import room
+from moekit.kernels.mixture import Size, room
 from moekit.kernels.token import Rows, run
 from moekit.model.cache import Cache
 from moekit.model.rope import turn
@@ -84,7 +84,7 @@ def test_one_call_equals_the_parts(
             norms = block.attention_norm, block.feed_forward_norm
             job = block.attention.described(rows, *norms, own.layers[0])
             assert job is not None
-            assert run(job, room([]), own.layers[0].count(1)) == 1
+            assert run(job, room(Size(0, 0, 0), 0), own.layers[0].count(1)) == 1
             expected_both = block.feed_forward_norm.of_sum(x, block.attention(norms[0](x), context, other.layers[0]))
             for one, expected in zip((rows.stream, rows.normed), expected_both, strict=True):
                 assert one.dtype == dtype
@@ -215,8 +215,7 @@ def test_a_cache_outlives_parameters_that_are_replaced_and_modes_of_inference() 
         parameter.data = torch.zeros(0)
     with torch.no_grad():
         program = cache.programs[1, torch.bfloat16]
-        sizes = program.sizes
-        found = room(sizes, torch.empty(1, 1, WIDTH).bfloat16())
+        found = room(program.size, len(program.mixtures), torch.empty(1, 1, WIDTH).bfloat16())
         assert run(program.jobs, found, 1) == program.n_jobs
     assert found.states.isfinite().all()
 
@@ -226,7 +225,7 @@ def test_several_tokens_padding_and_many_sequences_take_the_parts() -> None:
     model = model_of({}, Groups(4, 32), torch.bfloat16, 0)
     for batch, length, mask in ((1, 2, None), (9, 1, None), (2, 1, torch.tensor([[True], [False]]))):
         cache = model.new_cache(4)
-        context = model._context(torch.zeros(batch, length, dtype=torch.long), cache, mask)
+        model._context(torch.zeros(batch, length, dtype=torch.long), cache, mask)
         x = torch.ones(batch, length, WIDTH).bfloat16()
-        assert token_step([*model.layers], model.norm, x, context, cache) is None
+        assert token_step(model.config, [*model.layers], model.norm, x, cache) is None
         assert cache.length == 0

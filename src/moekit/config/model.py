@@ -116,6 +116,11 @@ class MLAConfig:
         check(self.q_lora_rank is None or self.q_lora_rank > 0, "q_lora_rank", "must be above 0, or none")
         check_even(self.qk_rope_head_dim, "qk_rope_head_dim")
 
+    @property
+    def rotary_width(self) -> int:
+        """How much of a head is turned by its position."""
+        return self.qk_rope_head_dim
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GQAConfig:
@@ -143,6 +148,11 @@ class GQAConfig:
         fits = self.n_heads % self.n_kv_heads == 0
         check(fits, "n_kv_heads", f"{self.n_kv_heads} does not divide n_heads = {self.n_heads}")
         check_even(self.head_dim, "head_dim")
+
+    @property
+    def rotary_width(self) -> int:
+        """How much of a head is turned by its position."""
+        return self.head_dim
 
 
 def check_even(width: int, key: str) -> None:

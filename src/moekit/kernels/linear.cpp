@@ -9,7 +9,7 @@ namespace rows {
 namespace {
 
 constexpr int64_t LEAST = 16384;  // bytes of a matrix below which a thread takes no part of its own
-constexpr int64_t OUTER = 64;     // rows of a second matrix that a thread takes at least
+constexpr int64_t OUTER = 16;     // rows of a second matrix that a thread takes at least
 
 int best_level() {
     __builtin_cpu_init();

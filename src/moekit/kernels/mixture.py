@@ -1,7 +1,6 @@
 """A mixture for few tokens as a job of a compiled call: scores, choice, the chosen experts and the shared ones."""
 
 from array import array
-from collections.abc import Sequence
 from struct import Struct
 from typing import NamedTuple
 
@@ -52,11 +51,6 @@ class Size(NamedTuple):
         """Weights, scores and logits."""
         return self.n * (2 * self.n_experts + self.top_k)
 
-    @property
-    def places(self) -> int:
-        """Chosen experts."""
-        return self.n * self.top_k
-
 
 class Mixture(NamedTuple):
     """The job, the size of its choice, and what must live until it is done."""
@@ -66,20 +60,21 @@ class Mixture(NamedTuple):
     kept: list[object]
 
 
-def room(sizes: Sequence[Size], states: Tensor | None = None) -> Found:
-    """Room for the choices of several jobs, one behind the other."""
-    numbers = torch.empty(sum(size.numbers for size in sizes), dtype=torch.float32)
-    return Found(numbers, torch.empty(sum(size.places for size in sizes), dtype=torch.int64), states)
+def room(size: Size, count: int, states: Tensor | None = None) -> Found:
+    """Room for `count` choices of one size, one behind the other."""
+    numbers = torch.empty(count, size.numbers, dtype=torch.float32)
+    return Found(numbers, torch.empty(count, size.n, size.top_k, dtype=torch.int64), states)
 
 
-def chosen(sizes: Sequence[Size], found: Found) -> list[Chosen]:
+def chosen(size: Size, found: Found) -> list[Chosen]:
     """The choices that lie one behind the other."""
-    parts = [part for n, n_experts, top_k in sizes for part in (n * top_k, n * n_experts, n * n_experts)]
-    numbers, places = iter(found.numbers.split(parts)), found.places.split([size.places for size in sizes])
-    return [
-        Chosen(own.view(size.n, -1), *(next(numbers).view(size.n, -1) for _ in range(3)))
-        for size, own in zip(sizes, places, strict=True)
-    ]
+    n, n_experts, top_k = size
+    of_places, of_all = (len(found.numbers), n, top_k), (len(found.numbers), n, n_experts)
+    scores, logits = n * top_k, n * (top_k + n_experts)
+    weights = found.numbers.as_strided(of_places, (size.numbers, top_k, 1))
+    everywhere = (found.numbers.as_strided(of_all, (size.numbers, n_experts, 1), at) for at in (scores, logits))
+    parts = (part.unbind() for part in (found.places, weights, *everywhere))
+    return [Chosen(*each) for each in zip(*parts, strict=True)]
 
 
 def mixture(
@@ -90,14 +85,14 @@ def mixture(
     steering: Steering,
     where: Where,
     shared: Shared | None,
-    before: Sequence[Size] | None = None,
+    before: int | None = None,
 ) -> Mixture:
-    """The job that puts the mixture of `x` into `y`, or adds it where other choices come `before` that of this one.
+    """The job that puts the mixture of `x` into `y`, or adds it where so many choices come `before` that of this one.
 
     Both are of one type, bfloat16 or float32, and contiguous. Of equal experts the first is before the others.
     """
     size = Size(x.numel() // x.shape[-1], centroids[1], way.top_k)
-    weights, places = sum(each.numbers for each in before or ()), sum(each.places for each in before or ())
+    weights, places = (before or 0) * size.numbers, (before or 0) * size.n * size.top_k
     scores = weights + size.n * size.top_k
     at = scores + size.n * size.n_experts, scores, weights, places
     choice, kept = packed_choice(way, size.n_experts, steering, at)

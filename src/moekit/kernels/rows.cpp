@@ -13,9 +13,13 @@ void Rows::shape(int64_t n_, int64_t in_, int32_t bits_, int32_t group_) {
         return;
     }
     length = rounded_up(in, 128), groups = rounded_up(in / group, 16);
-    narrow.assign(n * length, 0);
-    scale.assign(n * groups, 0);
-    sum.assign(n * groups, 0);
+    narrow.resize(n * length), scale.resize(n * groups), sum.resize(n * groups);
+    // What `put` does not reach lies in the last of each.
+    for (int64_t row = 1; row <= n && in; row++) {
+        std::fill_n(&narrow[row * length - 128], 128, 0);
+        std::fill_n(&scale[row * groups - 16], 16, 0.0f);
+        std::fill_n(&sum[row * groups - 16], 16, 0.0f);
+    }
 }
 
 void Rows::copy(int64_t row, const Rows &from, int64_t other) {

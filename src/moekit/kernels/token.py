@@ -29,10 +29,10 @@ class Rows(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What the mixtures and the last norm of a call find, behind each other as `mixture` says."""
+    """What the `count` mixtures and the last norm of a call find, behind each other as `mixture` says."""
 
-    numbers: Float[Tensor, " N"]
-    places: Int[Tensor, " P"]
+    numbers: Float[Tensor, "count N"]
+    places: Int[Tensor, "count T K"]
     states: Float[Tensor, "B 1 D"] | None = None
 
 

@@ -1,13 +1,12 @@
 """One block of the transformer: attention, then a dense or a mixture-of-experts feed-forward."""
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 from torch import nn
 
 from moekit.config.model import MLAConfig, ModelConfig
 from moekit.kernels.linear import listened
-from moekit.kernels.mixture import Mixture, Size
+from moekit.kernels.mixture import Mixture
 from moekit.kernels.token import Rows
 from moekit.model.attention import Context
 from moekit.model.cache import LayerCache
@@ -53,9 +52,9 @@ class Block(nn.Module):
             return BlockOutput(x + y, routing)
         return BlockOutput(x + self.feed_forward(normed), None)
 
-    def described(self, rows: Rows, cache: LayerCache, before: Sequence[Size]) -> tuple[bytes, Mixture | bytes] | None:
+    def described(self, rows: Rows, cache: LayerCache, before: int) -> tuple[bytes, Mixture | bytes] | None:
         """The two jobs of compiled code that change the residual stream as this block does, for one new token that
-        sees all of its past; None where it would not be the same. Other choices come `before` that of this block."""
+        sees all of its past; None where it would not be the same. So many choices come `before` that of this block."""
         feed_forward, (x, y, _) = self.feed_forward, (rows.normed, rows.stream, rows.turn)
         if listened(self) or listened(feed_forward):
             return None

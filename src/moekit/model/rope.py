@@ -43,6 +43,22 @@ def turn(by: Rotation) -> Turn:
     return Turn(by.cos.view(-1, half), by.sin.view(-1, half), by.layout == "interleaved")
 
 
+@torch.inference_mode(False)
+def room_for_turn(config: RopeConfig, width: int) -> Turn:
+    """Room for the rotation of one place of all sequences."""
+    return Turn(torch.empty(1, width // 2), torch.empty(1, width // 2), config.layout == "interleaved")
+
+
+def turn_at(position: int, config: RopeConfig, found: Turn) -> None:
+    """Put the rotation of a place into `found`, to the bit as `rotation` has it."""
+    angles = frequencies(config, 2 * found.cos.shape[-1], found.cos.device) * position
+    factor = rotation_factor(config)
+    for function, own in ((torch.cos, found.cos[0]), (torch.sin, found.sin[0])):
+        function(angles, out=own)
+        if factor != 1:
+            own.mul_(factor)
+
+
 def rotation_factor(config: RopeConfig) -> float:
     """What YaRN multiplies cosines and sines by."""
     yarn = config.scaling

@@ -7,15 +7,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from moekit.config.model import ModelConfig
 from moekit.kernels.linear import in_one_call
 from moekit.kernels.mixture import Mixture, Size, chosen, room
-from moekit.kernels.one_query import Turn
 from moekit.kernels.token import Rows, last_norm, run
-from moekit.model.attention import Context
 from moekit.model.block import Block
 from moekit.model.cache import Cache
 from moekit.model.norm import RMSNorm
-from moekit.model.rope import turn
+from moekit.model.rope import room_for_turn, turn_at
 from moekit.moe.experts import Experts, Stored
 from moekit.moe.layer import MoE, read
 from moekit.moe.router import Router
@@ -26,17 +25,16 @@ from moekit.tensors import Float, Tensor
 class Program(NamedTuple):
     """A token's way through the blocks of a model, prepared once: packing it anew takes a twentieth of a token's time.
 
-    `mixtures` tells by the place of a job which mixture it is, and what reads its experts; `sizes` are those of their
-    choices. `hooks` are those of all
-    modules that are passed by; whoever listens must hear. `changing` are those that do otherwise in training. `kept` is
-    all that the jobs point to.
+    `mixtures` tells by the place of a job which mixture it is, and what reads its experts; each makes a choice of one
+    size. `hooks` are those of all modules that are passed by; whoever listens must hear. `changing` are those that do
+    otherwise in training. `kept` is all that the jobs point to.
     """
 
     jobs: bytes
     n_jobs: int
     rows: Rows
     mixtures: dict[int, tuple[int, Stored | None]]
-    sizes: list[Size]
+    size: Size
     hooks: list[dict[int, Any]]
     changing: list[nn.Module]
     rooms: list[Tensor]
@@ -49,51 +47,50 @@ class Program(NamedTuple):
 
 
 def token_step(
-    blocks: Sequence[Block], norm: RMSNorm, x: Float[Tensor, "B S D"], context: Context, cache: Cache
-) -> tuple[Float[Tensor, "B S D"], list[Routing]] | None:
+    config: ModelConfig, blocks: Sequence[Block], norm: RMSNorm, x: Float[Tensor, "B S D"], cache: Cache
+) -> tuple[Float[Tensor, "B S D"], tuple[Routing, ...]] | None:
     """The norm of what the blocks make of `x`, and their routings; None where it would not be the same."""
-    if x.shape[1] != 1 or context.visible is not None or not in_one_call(x, len(x)):
+    if x.shape[1] != 1 or cache.mask is not None or not in_one_call(x, len(x)):
         return None
-    now, key = turn(context.rotation), (len(x), x.dtype)
+    key = len(x), x.dtype
     if key not in cache.programs:
         if any(_hooks(_modules(blocks, norm))):
             return None
-        cache.programs[key] = prepared(blocks, norm, x, now, cache)
+        cache.programs[key] = prepared(config, blocks, norm, x, cache)
     program = cache.programs[key]
     if program is None or not program.holds(cache):
         return None
     rows, past = program.rows, cache.length
-    for given, own in ((x, rows.stream), (now.cos, rows.turn.cos), (now.sin, rows.turn.sin)):
-        own.copy_(given)
+    rows.stream.copy_(x)
+    turn_at(past, config.rope, rows.turn)
     for layer in cache.layers:
         layer.count(1)
-    found = room(program.sizes, torch.empty_like(x))
-    choices, done = chosen(program.sizes, found), 0
+    found = room(program.size, len(program.mixtures), torch.empty_like(x))
+    choices, done = chosen(program.size, found), 0
     while (done := run(program.jobs, found, past, done)) < program.n_jobs:
         which, stored = program.mixtures[done]
         read(stored, choices[which].experts)
     assert found.states is not None
-    return found.states, [Routing(*choice, len(x)) for choice in choices]
+    return found.states, tuple(Routing(*choice, len(x)) for choice in choices)
 
 
-def prepared(blocks: Sequence[Block], norm: RMSNorm, x: Tensor, now: Turn, cache: Cache) -> Program | None:
+def prepared(config: ModelConfig, blocks: Sequence[Block], norm: RMSNorm, x: Tensor, cache: Cache) -> Program | None:
     """The program for rows like `x`; None where compiled code would not do what the blocks do."""
     # What is made in inference mode could be written to in inference mode alone.
     with torch.inference_mode(False):
-        own = now._replace(cos=now.cos.clone(), sin=now.sin.clone())
-        rows = Rows(torch.empty_like(x), torch.empty_like(x), own)
-    jobs, mixtures, sizes = list[bytes](), dict[int, tuple[int, Stored | None]](), list[Size]()
-    modules, kept = _modules(blocks, norm), list[object](rows)
+        turned = room_for_turn(config.rope, config.attention.rotary_width)
+        rows = Rows(torch.empty_like(x), torch.empty_like(x), turned)
+    jobs, mixtures = list[bytes](), dict[int, tuple[int, Stored | None]]()
+    modules, kept, size = _modules(blocks, norm), list[object](rows), Size(len(x), 0, 0)
     for block, layer in zip(blocks, cache.layers, strict=True):
-        found = block.described(rows, layer, sizes)
+        found = block.described(rows, layer, len(mixtures))
         if found is None:
             return None
         first, second = found
         if isinstance(second, Mixture):
             assert isinstance(block.feed_forward, MoE)
-            mixtures[len(jobs) + 1] = len(sizes), block.feed_forward.experts.stored
-            sizes.append(second.size)
-            kept += second.kept
+            mixtures[len(jobs) + 1] = len(mixtures), block.feed_forward.experts.stored
+            kept, size = kept + second.kept, second.size
             second = second.job
         jobs += (first, second)
     if not norm.readable(x.dtype):
@@ -105,7 +102,7 @@ def prepared(blocks: Sequence[Block], norm: RMSNorm, x: Tensor, now: Turn, cache
             kept += [parameter.detach() for parameter in module.parameters(recurse=False)]
     changing: list[nn.Module] = [module for module in modules if isinstance(module, (Experts, Router))]
     packed = b"".join(jobs)
-    return Program(packed, len(jobs), rows, mixtures, sizes, _hooks(modules), changing, cache.rooms(), kept)
+    return Program(packed, len(jobs), rows, mixtures, size, _hooks(modules), changing, cache.rooms(), kept)
 
 
 def _modules(blocks: Sequence[Block], norm: RMSNorm) -> list[nn.Module]:

@@ -5,7 +5,7 @@ from typing import NamedTuple, cast
 import torch
 from torch import nn
 
-from moekit.config.model import MLAConfig, ModelConfig
+from moekit.config.model import ModelConfig
 from moekit.kernels.linear import Linear
 from moekit.model.attention import Context, visibility
 from moekit.model.block import Block
@@ -88,11 +88,12 @@ class Transformer(nn.Module):
         generator: torch.Generator | None = None,
     ) -> Hidden:
         """As `forward`, without the head."""
+        x, blocks = self.embedding(ids), cast(list[Block], [*self.layers])
+        if cache is not None and mask is None:
+            found = token_step(self.config, blocks, self.norm, x, cache)
+            if found is not None:
+                return Hidden(*found)
         context = self._context(ids, cache, mask)._replace(tasks=tasks, generator=generator)
-        x = self.embedding(ids)
-        blocks = cast(list[Block], [*self.layers])
-        if cache is not None and (found := token_step(blocks, self.norm, x, context, cache)) is not None:
-            return Hidden(found[0], tuple(found[1]))
         routings = []
         caches = [None] * self.config.n_layers if cache is None else cache.layers
         for layer, own in zip(self.layers, caches, strict=True):
@@ -144,10 +145,8 @@ class Transformer(nn.Module):
         if real is not None:
             # Positions count real tokens, so that a padded prompt reads as it would alone.
             positions = (real.long().cumsum(dim=1) - 1).clamp_min(0)[:, past:]
-        attention = self.config.attention
-        width = attention.qk_rope_head_dim if isinstance(attention, MLAConfig) else attention.head_dim
         return Context(
-            rotation(self.config.rope, width, positions),
+            rotation(self.config.rope, self.config.attention.rotary_width, positions),
             None if visible is None else visible.to(ids.device),
             mask,
             ids,

@@ -1,6 +1,5 @@
 """The mixture-of-experts layer: route, dispatch, compute, combine, add the shared experts."""
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -8,7 +7,7 @@ from torch import nn
 
 from moekit.config.moe import MoEConfig
 from moekit.kernels.linear import Linear, in_one_call, listened
-from moekit.kernels.mixture import Mixture, Shared, Size, chosen, mixture, room
+from moekit.kernels.mixture import Mixture, Shared, chosen, mixture, room
 from moekit.kernels.token import run
 from moekit.moe.balance import active_rules, build_balance, selection_bias, selection_factor
 from moekit.moe.experts import Experts, Stored
@@ -96,9 +95,9 @@ class MoE(nn.Module):
             self.router.capacity.after_step(observed.load, observed.tokens)
 
     def described(
-        self, x: Float[Tensor, "*shape D"], y: Float[Tensor, "*shape D"], before: Sequence[Size] | None = None
+        self, x: Float[Tensor, "*shape D"], y: Float[Tensor, "*shape D"], before: int | None = None
     ) -> Mixture | None:
-        """The job of compiled code that puts what this layer makes of few tokens into `y`, or adds it, where other
+        """The job of compiled code that puts what this layer makes of few tokens into `y`, or adds it, where so many
         choices come `before`; None where it would not be the same."""
         router, shared, way = self.router, self.shared, self.router.rule.way()
         if way is None or listened(router) or self.config.shared_average or router.limits():
@@ -121,8 +120,8 @@ class MoE(nn.Module):
         described = self.described(x, y := torch.empty_like(x))
         if described is None:
             return None
-        found = room([described.size])
-        (choice,) = chosen([described.size], found)
+        found = room(described.size, 1)
+        (choice,) = chosen(described.size, found)
         while not run(described.job, found):
             read(self.experts.stored, choice.experts)
         return MoEOutput(y, Routing(*choice, n_sequences, None, mask))
