@@ -26,7 +26,7 @@ SETTING = Setting(SIZES, QUICK, frozenset({transformers.NAME}), Path(), lambda _
 
 
 def all_programs(shape: LayerShape, copies: int = 1) -> dict[str, Program]:
-    return {f"{each.program} {each.variant}": each for each in programs(SETTING, shape, "float32", copies)}
+    return {f"{each.program} {each.variant}": each for each in programs(SETTING.peers, shape, "float32", copies)}
 
 
 def gradient(program: Program, shape: LayerShape) -> torch.Tensor:

@@ -34,7 +34,9 @@ def _compared(
 ) -> Iterator[Row]:
     beside = _beside(setting, shapes, copies, step)
     for shape, seconds in zip(shapes, beside, strict=True):
-        entrants = [entrant(each, 0.0, step(each, shape)) for each in programs(setting, shape, DTYPE, copies(shape))]
+        entrants = [
+            entrant(each, 0.0, step(each, shape)) for each in programs(setting.peers, shape, DTYPE, copies(shape))
+        ]
         passes = "forward + backward" if kind == "train" else "forward"
         label = f"layer, {passes}, {DTYPE}: {shape.words()}"
         timings = take_turns(entrants, setting.pace)
@@ -49,8 +51,7 @@ def _beside(
     step: Callable[[Program, LayerShape], Callable[[], object]],
 ) -> list[float]:
     """Seconds of moekit's layers of all shapes, which take turns: memory may be faster from one minute to the next."""
-    alone = setting._replace(peers=frozenset())
-    ours = [next(programs(alone, shape, DTYPE, copies(shape))) for shape in shapes]
+    ours = [next(programs(frozenset(), shape, DTYPE, copies(shape))) for shape in shapes]
     entrants = [
         entrant(each, 0.0, step(each, shape))._replace(program=f"{OURS} {shape.n_routed}")
         for each, shape in zip(ours, shapes, strict=True)

@@ -1,6 +1,7 @@
 """One mixture-of-experts layer: a training step, many tokens at once, and single tokens."""
 
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from typing import NamedTuple
 
 import torch
@@ -14,6 +15,7 @@ from moekit.measure.bench.turns import OURS, Entrant, clocked, take_turns
 from moekit.measure.machine import DTYPES
 from moekit.measure.models import fill
 from moekit.measure.peers import transformers
+from moekit.measure.worker import Worker
 from moekit.moe.layer import MoE
 from moekit.tensors import Float, Tensor
 
@@ -31,14 +33,23 @@ class Program(NamedTuple):
 
 
 def training(setting: Setting) -> Iterator[Row]:
-    """Forward and backward of the mean square, with gradients of all weights and of the tokens."""
+    """Forward and backward of the mean square, with gradients of all weights and of the tokens.
+
+    Each program has a process of its own: where moekit trains, freed memory is kept, which would serve the others, too.
+    """
     shape = setting.sizes.trained
+    variants = [(OURS, "")]
+    if transformers.NAME in setting.peers:
+        variants += [(transformers.NAME, back_end) for back_end in transformers.back_ends(shape.tokens)]
     for dtype in ("float32", "bfloat16"):
         amount = shape.flops * DIRECTIONS / 1e9
-        entrants = [
-            entrant(each, amount, training_step(each, shape, dtype)) for each in programs(setting, shape, dtype)
-        ]
-        timings = take_turns([*entrants, dense_product(dtype, setting.sizes.side)], setting.pace)
+        with ExitStack() as living:
+            workers = [
+                living.enter_context(Worker(_own_training_step, (setting.peers, each, shape, dtype)))
+                for each in variants
+            ]
+            entrants = [Entrant(*each, amount, worker.turn) for each, worker in zip(variants, workers, strict=True)]
+            timings = take_turns([*entrants, dense_product(dtype, setting.sizes.side)], setting.pace)
         label = f"layer, forward + backward, {dtype}: {shape.words()}"
         yield rate_row(f"layer-train-{dtype}", "train", label, "GFLOP/s", timings)
 
@@ -46,7 +57,9 @@ def training(setting: Setting) -> Iterator[Row]:
 def prefill(setting: Setting) -> Iterator[Row]:
     """Forward with as many tokens as a prompt has."""
     shape = setting.sizes.large
-    entrants = [entrant(each, shape.flops / 1e9, forward(each, shape)) for each in programs(setting, shape, "bfloat16")]
+    entrants = [
+        entrant(each, shape.flops / 1e9, forward(each, shape)) for each in programs(setting.peers, shape, "bfloat16")
+    ]
     timings = take_turns([*entrants, dense_product("bfloat16", setting.sizes.side)], setting.pace)
     yield rate_row("layer-prefill", "prefill", f"layer, forward, bfloat16: {shape.words()}", "GFLOP/s", timings)
 
@@ -55,15 +68,15 @@ def decode(setting: Setting) -> Iterator[Row]:
     """Forward with one token, another one each time: how fast the weights that it meets are read."""
     shape = setting.sizes.large._replace(tokens=1)
     amount = shape.active_weights * torch.bfloat16.itemsize / 1e9
-    entrants = [entrant(each, amount, forward(each, shape)) for each in programs(setting, shape, "bfloat16")]
+    entrants = [entrant(each, amount, forward(each, shape)) for each in programs(setting.peers, shape, "bfloat16")]
     timings = take_turns([*entrants, reading(setting.sizes.read_bytes)], setting.pace)
     yield rate_row("layer-decode", "decode", f"layer, forward, bfloat16: {shape.words()}", "GB/s", timings)
 
 
-def programs(setting: Setting, shape: LayerShape, dtype: str, copies: int = 1) -> Iterator[Program]:
-    """moekit and its peers with `copies` of the layer each."""
+def programs(peers: frozenset[str], shape: LayerShape, dtype: str, copies: int = 1) -> Iterator[Program]:
+    """moekit and those of its peers, with `copies` of the layer each."""
     yield Program(OURS, "", [_our_layer(shape, DTYPES[dtype]) for _ in range(copies)], lambda layer, x: layer(x).y)
-    if transformers.NAME in setting.peers:
+    if transformers.NAME in peers:
         for back_end, layers in transformers.layers(shape, DTYPES[dtype], copies):
             yield Program(transformers.NAME, back_end, layers, lambda layer, x: layer(x))
 
@@ -105,6 +118,14 @@ def tokens_of(shape: LayerShape, dtype: torch.dtype) -> Float[Tensor, "N one T D
     n = DIFFERENT_TOKENS if shape.tokens == 1 else 1
     numbers = torch.randn(n, 1, shape.tokens, shape.width, generator=torch.Generator().manual_seed(0))
     return numbers.to(dtype)
+
+
+def _own_training_step(
+    peers: frozenset[str], variant: tuple[str, str], shape: LayerShape, dtype: str
+) -> Callable[[], object]:
+    """That of one program, in a process of its own."""
+    own = next(each for each in programs(peers, shape, dtype) if (each.program, each.variant) == variant)
+    return training_step(own, shape, dtype)
 
 
 def _our_layer(shape: LayerShape, dtype: torch.dtype) -> MoE:

@@ -28,8 +28,7 @@ def routing_share(setting: Setting) -> Iterator[Row]:
     """
     whole, dtype = setting.sizes.trained, "bfloat16"
     shapes = [whole, *(whole._replace(expert_width=width, n_shared=0) for width in NARROW)]
-    alone = setting._replace(peers=frozenset())
-    layers = [next(programs(alone, shape, dtype)) for shape in shapes]
+    layers = [next(programs(frozenset(), shape, dtype)) for shape in shapes]
     tokens = tokens_of(whole, torch.bfloat16)[0]
     steps = [_without_loss(ours.layers[0], tokens) for ours in layers]
     steps.append(_router_alone(layers[0].layers[0], tokens[0]))
