@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from moekit.kernels.library import library
+from moekit.kernels.library import kernels, library
 from moekit.tensors import Float, Tensor
 
 
@@ -84,8 +84,7 @@ def _new_heads(like: Float[Tensor, "B H S W"]) -> Float[Tensor, "B H S W"]:
 
 
 def _call(function: str, normaliser: Tensor, scale: float, **tensors: Tensor) -> None:
-    compiled = library()
-    assert compiled is not None
+    compiled = kernels()
     heads = {name: _Heads(x.data_ptr(), *x.stride()[:3]) for name, x in tensors.items()}
     batch, n_heads, length, qk_width = tensors["q"].shape
     job = _Attention(**heads, normaliser=normaliser.data_ptr(), batch=batch, heads=n_heads, length=length)

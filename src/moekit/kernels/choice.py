@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 
 from moekit.kernels.experts import NUMBERS
-from moekit.kernels.library import library
+from moekit.kernels.library import kernels
 from moekit.tensors import Float, Int, Tensor
 
 CHOICE, CHOSEN = Struct("=4q2Q5q2d3i4x"), Struct("=6Q2q")
@@ -80,7 +80,7 @@ def packed_choice(
 
 def choose(logits: Float[Tensor, "T E"], way: Way, steering: Steering) -> Chosen:
     """The choice of T tokens, from contiguous float32 logits."""
-    compiled, (n, n_experts) = _compiled(), logits.shape
+    compiled, (n, n_experts) = kernels(), logits.shape
     scores, weights = torch.empty_like(logits), logits.new_empty(n, way.top_k)
     experts = torch.empty(n, way.top_k, dtype=torch.long)
     choice, _kept = packed_choice(way, n_experts, steering)
@@ -96,7 +96,7 @@ def backward(
 
     Where only the chosen experts' logits have a slope, their centroids alone take part.
     """
-    compiled, threads = _compiled(), torch.get_num_threads()
+    compiled, threads = kernels(), torch.get_num_threads()
     experts, _, scores, logits = chosen
     given = [None if each is None else each.float().contiguous() for each in slopes]
     fields = (logits, scores, experts, *given)
@@ -112,9 +112,3 @@ def backward(
     of_logits = torch.empty(logits.shape, dtype=x.dtype)
     compiled.moekit_slopes(described, of_logits.data_ptr(), *ends)
     return of_logits @ centroids, of_logits.T @ x
-
-
-def _compiled() -> Any:
-    compiled = library()
-    assert compiled is not None
-    return compiled

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from moekit.kernels.library import ExpertBlock, library
+from moekit.kernels.library import ExpertBlock, kernels, library
 from moekit.tensors import Float, Int, Tensor
 
 LANES = 16
@@ -63,11 +63,11 @@ def forward(
     trains: from then on the process does not give freed memory back, but uses it again.
     """
     if keep:
-        _compiled().moekit_keep_memory()
+        kernels().moekit_keep_memory()
     block = _Described(x, rows, gate_up, down)
     hidden = block.for_each_expert("hidden", block.new(2)) if keep else []
     out = torch.empty_like(block.x)
-    _compiled().moekit_experts_forward(*block.arguments(), out.data_ptr())
+    kernels().moekit_experts_forward(*block.arguments(), out.data_ptr())
     return out, hidden
 
 
@@ -85,7 +85,7 @@ def backward(
     block.for_each_expert("inners", block.new(1))
     weights = rows.weights.new_empty(rows.bounds[-1])
     of = Gradients(torch.empty_like(block.x), weights, torch.empty_like(gate_up), torch.empty_like(down))
-    _compiled().moekit_experts_backward(*block.arguments(grad.data_ptr()), *(each.data_ptr() for each in of))
+    kernels().moekit_experts_backward(*block.arguments(grad.data_ptr()), *(each.data_ptr() for each in of))
     return of
 
 
@@ -165,9 +165,3 @@ def _addresses(matrices: Tensor | Sequence[Tensor | None]) -> "np.ndarray[tuple[
         return matrices.data_ptr() + matrices[:1].nbytes * np.arange(len(matrices), dtype=np.int64)
     assert all(matrix is None or matrix.is_contiguous() for matrix in matrices)
     return np.asarray([0 if matrix is None else matrix.data_ptr() for matrix in matrices], dtype=np.int64)
-
-
-def _compiled() -> ctypes.CDLL:
-    compiled = library()
-    assert compiled is not None
-    return compiled

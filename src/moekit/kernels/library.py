@@ -78,6 +78,13 @@ def library() -> ctypes.CDLL | None:
         return None
 
 
+def kernels() -> ctypes.CDLL:
+    """The compiled kernels, for whoever knows that they are there."""
+    found = library()
+    assert found is not None
+    return found
+
+
 def pending() -> bool:
     """Whether `library` will compile first, which takes some ten seconds."""
     compiler = _compiler()

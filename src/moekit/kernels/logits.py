@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from moekit.kernels.experts import LANES, NUMBERS
-from moekit.kernels.library import library
+from moekit.kernels.library import kernels, library
 from moekit.tensors import Float, Tensor
 
 
@@ -20,8 +20,7 @@ def computes(x: Float[Tensor, "T D"], centroids: Float[Tensor, "E D"]) -> bool:
 
 def product(x: Float[Tensor, "T D"], centroids: Float[Tensor, "E D"]) -> Float[Tensor, "T E"]:
     """x @ centroids^T in float32, without gradients. Call only where `computes`."""
-    compiled = library()
-    assert compiled is not None
+    compiled = kernels()
     found = torch.empty(len(x), len(centroids))
     sizes, threads = (NUMBERS[x.dtype], *x.shape, len(centroids)), torch.get_num_threads()
     compiled.moekit_logits(x.data_ptr(), centroids.data_ptr(), *sizes, found.data_ptr(), threads, 2)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from moekit.kernels.library import library, reaches
+from moekit.kernels.library import kernels, library, reaches
 from moekit.tensors import Float, Tensor
 
 
@@ -107,8 +107,7 @@ def _is_ours(x: Tensor, weight: Tensor) -> bool:
 def _call_rows(
     x: Tensor, added: Tensor | None, weight: Tensor, total: Tensor | None, y: Tensor, epsilon: float
 ) -> None:
-    compiled = library()
-    assert compiled is not None
+    compiled = kernels()
     width = x.shape[-1]
     compiled.moekit_norm_rows(
         x.data_ptr(),
@@ -126,8 +125,7 @@ def _call_rows(
 
 
 def _call(function: str, x: Tensor, epsilon: float, tensors: dict[str, Tensor]) -> None:
-    compiled = library()
-    assert compiled is not None
+    compiled = kernels()
     width = x.shape[-1]
     job = _Norm(**{name: tensor.data_ptr() for name, tensor in tensors.items()}, n_rows=x.numel() // width, width=width)
     job.epsilon, job.narrow = epsilon, x.dtype == torch.bfloat16

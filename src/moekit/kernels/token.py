@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 
-from moekit.kernels.library import library
+from moekit.kernels.library import kernels
 from moekit.kernels.one_query import Turn
 from moekit.tensors import Float, Int, Tensor
 
@@ -54,8 +54,7 @@ def run(jobs: bytes, found: Found, past: int = 0, first: int = 0) -> int:
     Where not all are, the next one's mixture has chosen an expert that is not in memory. What the jobs point to must
     live until then.
     """
-    compiled = library()
-    assert compiled is not None
+    compiled = kernels()
     states = 0 if found.states is None else found.states.data_ptr()
     call = CALL.pack(past, found.numbers.data_ptr(), found.places.data_ptr(), states)
     threads, level = torch.get_num_threads(), compiled.moekit_level()
