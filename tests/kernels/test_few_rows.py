@@ -12,6 +12,7 @@ from moekit.kernels.few_rows import Expert, linear, linear_twin, rounded, swiglu
 from moekit.kernels.groups import Grouped, quantise, restore
 
 seeds = st.integers(0, 2**31 - 1)
+units = st.sampled_from([24, 32])
 FORMATS = [(16, 0), *((bits, group) for bits in (4, 8) for group in (32, 64, 128))]
 formats = pytest.mark.parametrize(("bits", "group"), FORMATS)
 levels = pytest.mark.parametrize("level", [0, 1, 2])
@@ -32,11 +33,18 @@ def relative_error(found: Tensor, expected: Tensor) -> float:
 @levels
 @formats
 @pytest.mark.usefixtures("at_level")
-@given(seed=seeds, n=st.integers(1, 130), out=st.integers(1, 140), groups=st.integers(1, 9), heavy=st.booleans())
+@given(
+    seed=seeds,
+    n=st.integers(1, 130),
+    out=st.integers(1, 140),
+    groups=st.integers(1, 9),
+    unit=units,
+    heavy=st.booleans(),
+)
 def test_a_product_equals_its_twin(
-    bits: int, group: int, seed: int, n: int, out: int, groups: int, heavy: bool
+    bits: int, group: int, seed: int, n: int, out: int, groups: int, unit: int, heavy: bool
 ) -> None:
-    source, inputs = generator(seed), groups * (group or 24)
+    source, inputs = generator(seed), groups * (group or unit)
     weight = torch.randn(out, inputs, generator=source)
     weight = weight**5 if heavy else weight
     x = torch.randn(n, inputs, generator=source)
@@ -49,11 +57,11 @@ def test_a_product_equals_its_twin(
 @levels
 @formats
 @pytest.mark.usefixtures("at_level")
-@given(seed=seeds, n=st.integers(1, 8), out=st.integers(1, 60), groups=st.integers(1, 9), data=st.data())
+@given(seed=seeds, n=st.integers(1, 8), out=st.integers(1, 60), groups=st.integers(1, 9), unit=units, data=st.data())
 def test_a_product_is_the_same_wherever_its_row_lies(
-    bits: int, group: int, seed: int, n: int, out: int, groups: int, data: st.DataObject
+    bits: int, group: int, seed: int, n: int, out: int, groups: int, unit: int, data: st.DataObject
 ) -> None:
-    source, inputs = generator(seed), groups * (group or 24)
+    source, inputs = generator(seed), groups * (group or unit)
     weight, x = torch.randn(out, inputs, generator=source), torch.randn(n, inputs, generator=source)
     first = data.draw(st.integers(0, out - 1))
     whole = linear(x, stored(weight, bits, group))

@@ -83,15 +83,38 @@ AVX512 void dot_avx512(const Matrix &m, const uint8_t *row, int64_t count, const
     for (int r = 0; r < N; r++) wide::store_sums(found + r * apart, sums[r], count);
 }
 
+// One row of x with short rows of the matrix, of V times 32 numbers: x stays in registers.
+template <int V>
+AVX512 void short_avx512(const Matrix &m, const uint8_t *row, int64_t count, const uint8_t *ahead, const Rows &x, int64_t first,
+                         float *found, int64_t) {
+    __m512bh part[V];
+    for (int v = 0; v < V; v++) part[v] = (__m512bh)_mm512_loadu_si512(&x.wide[first * m.in + 32 * v]);
+    const int64_t stride = m.stride;
+    __m512 sums[TOGETHER];
+    for (int64_t one = 0; one < count; one++, row += stride, ahead += stride) {
+        __m512 total = _mm512_setzero_ps();
+        for (int v = 0; v < V; v++) {
+            _mm_prefetch((const char *)(ahead + 64 * v), _MM_HINT_T1);
+            total = _mm512_dpbf16_ps(total, (__m512bh)_mm512_loadu_si512(row + 64 * v), part[v]);
+        }
+        sums[one] = total;
+    }
+    wide::store_sums(found, sums, count);
+}
+
 #define EACH(name) {each<name<1>>, each<name<2>>, each<name<3>>, each<name<4>>, each<name<5>>, each<name<6>>, each<name<7>>, each<name<8>>}
 const Dot PLAIN[] = EACH(dot_plain), HALF[] = EACH(dot_avx2);
-const Dot WHOLE[] = {dot_avx512<1>, dot_avx512<2>, dot_avx512<3>, dot_avx512<4>,
-                     dot_avx512<5>, dot_avx512<6>, dot_avx512<7>, dot_avx512<8>};
+#define WHOLE_WITH(first) {first, dot_avx512<2>, dot_avx512<3>, dot_avx512<4>, dot_avx512<5>, dot_avx512<6>, dot_avx512<7>, dot_avx512<8>}
+const Dot WHOLE[] = WHOLE_WITH(dot_avx512<1>);
+constexpr int64_t SHORT = 8;  // vectors of a row up to which x stays in registers
+const Dot SHORTS[SHORT][MOST] = {
+    WHOLE_WITH(short_avx512<1>), WHOLE_WITH(short_avx512<2>), WHOLE_WITH(short_avx512<3>), WHOLE_WITH(short_avx512<4>),
+    WHOLE_WITH(short_avx512<5>), WHOLE_WITH(short_avx512<6>), WHOLE_WITH(short_avx512<7>), WHOLE_WITH(short_avx512<8>)};
 
 }  // namespace
 
 const Dot *bfloat16_dots(const Matrix &matrix, int level) {
-    if (level >= 2 && matrix.in % 32 == 0) return WHOLE;
+    if (level >= 2 && matrix.in % 32 == 0) return matrix.in && matrix.in <= 32 * SHORT ? SHORTS[matrix.in / 32 - 1] : WHOLE;
     return level >= 1 && matrix.in % 16 == 0 ? HALF : PLAIN;
 }
 
