@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from moekit.config.model import LinearConfig, Llama3Config, RopeConfig, YarnConfig
-from moekit.model.rope import frequencies, rotate, rotation, softmax_factor
+from moekit.model.rope import frequencies, room_for_turn, rotate, rotation, softmax_factor, turn, turn_at
 from oracle import rotary as oracle
 from oracle.compare import relative_error
 
@@ -107,6 +107,20 @@ def test_yarn_keeps_the_fastest_and_divides_the_slowest_frequency() -> None:
     stretched = frequencies(config, 64, torch.device("cpu"))
     assert stretched[0] == plain[0]
     assert torch.isclose(stretched[-1], plain[-1] / 40)
+
+
+@layouts
+@given(position=st.integers(0, 200_000), half=st.integers(1, 40), stretched=st.booleans())
+def test_the_rotation_of_one_place_is_that_of_many_to_the_bit(
+    layout: str, position: int, half: int, stretched: bool
+) -> None:
+    scaling = YarnConfig(factor=40.0, attention_factor=1.25) if stretched else None
+    config = RopeConfig(layout=layout, scaling=scaling)
+    found = room_for_turn(config, 2 * half)
+    turn_at(position, config, found)
+    expected = turn(rotation(config, 2 * half, torch.tensor([position])))
+    assert torch.equal(found.cos, expected.cos) and torch.equal(found.sin, expected.sin)
+    assert found.interleaved == expected.interleaved
 
 
 def test_a_given_factor_takes_the_place_of_the_temperatures() -> None:

@@ -156,6 +156,18 @@ def test_a_token_through_all_blocks_equals_its_parts(seed: int, moe: MoEConfig, 
 
 
 @torch.inference_mode()
+def test_mixtures_of_several_sizes_take_the_parts() -> None:
+    model, other = mixture_model(MIXTURES[0], 1, torch.bfloat16), mixture_model(MIXTURES[1], 1, torch.bfloat16)
+    model.layers[2].feed_forward = other.layers[2].feed_forward
+    ids = torch.randint(0, 32, (2, 4), generator=torch.Generator().manual_seed(0))
+    cache, whole = model.new_cache(4), model(ids)
+    steps = [model(ids[:, place : place + 1], cache) for place in range(4)]
+    assert not any(cache.programs.values())
+    assert relative_error(torch.cat([step.logits for step in steps], dim=1), whole.logits) < 3e-2
+    assert [routing.n_experts for routing in steps[-1].routings] == [6, 8]
+
+
+@torch.inference_mode()
 def test_a_program_ends_where_somebody_listens_or_trains() -> None:
     model, heard, steps = mixture_model(MIXTURES[0], 1, torch.bfloat16), [], []
     ids = torch.randint(0, 32, (2, 9), generator=torch.Generator().manual_seed(0))

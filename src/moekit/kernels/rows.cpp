@@ -22,16 +22,6 @@ void Rows::shape(int64_t n_, int64_t in_, int32_t bits_, int32_t group_) {
     }
 }
 
-void Rows::copy(int64_t row, const Rows &from, int64_t other) {
-    if (!group) {
-        std::memcpy(&wide[row * length], &from.wide[other * length], 2 * length);
-        return;
-    }
-    std::memcpy(&narrow[row * length], &from.narrow[other * length], length);
-    std::memcpy(&scale[row * groups], &from.scale[other * groups], 4 * groups);
-    std::memcpy(&sum[row * groups], &from.sum[other * groups], 4 * groups);
-}
-
 namespace {
 
 // The largest magnitude among `n` numbers; not a number if one of them is none: as whole numbers, those are the largest.

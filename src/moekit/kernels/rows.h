@@ -82,7 +82,6 @@ struct Rows {
     void shape(int64_t n_, int64_t in_, int32_t bits_, int32_t group_);
     // Numbers [begin, end) of one row; begin and end are multiples of the group.
     void put(int64_t row, const float *x, int64_t begin, int64_t end);
-    void copy(int64_t row, const Rows &from, int64_t other);
 };
 
 // `count` rows of a matrix, at most TOGETHER from `row` on, times n rows of x from `first` on, to found[row of x * apart + i].

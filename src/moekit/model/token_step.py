@@ -89,6 +89,8 @@ def prepared(config: ModelConfig, blocks: Sequence[Block], norm: RMSNorm, x: Ten
         first, second = found
         if isinstance(second, Mixture):
             assert isinstance(block.feed_forward, MoE)
+            if mixtures and second.size != size:
+                return None
             mixtures[len(jobs) + 1] = len(mixtures), block.feed_forward.experts.stored
             kept, size = kept + second.kept, second.size
             second = second.job
