@@ -1,44 +1,37 @@
 // A mixture for a few tokens in one call: logits, scores, choice and weights, then the chosen experts and the shared ones.
 
-#include <algorithm>
 #include <cmath>
 #include <numeric>
-#include <utility>
 
 #include "choice.h"
 #include "loops.h"
 
 extern "C" {
 void moekit_swiglu_rows(const moekit_block *, int64_t, const void *, int, int64_t, int64_t, void *, int, int, int);
+bool moekit_by_expert(const int64_t *, int64_t, int64_t, int64_t, int64_t *, int64_t *, int64_t *);
 void moekit_linear_rows(const moekit_matrix *, const void *, int, int64_t, void *, int, int, int);
 }
 
 namespace {
 
-// Rows and their weights: those of an expert behind each other, and the experts with where their rows end.
+// Rows of tokens and their weights.
 struct Come {
     std::vector<int64_t> tokens;
     std::vector<float> weights;
 };
 
+// The chosen ones by expert, each expert's in the order of the tokens: those of expert e are bounds[e] to bounds[e + 1].
 struct Chosen {
     Come rows;
-    std::vector<std::pair<int64_t, int64_t>> ends;
+    std::vector<int64_t> bounds;
 };
 
-// The chosen ones by expert, each expert's in the order of the tokens.
-Chosen by_expert(const int64_t *experts, const float *weights, int64_t n, int64_t top_k) {
-    std::vector<std::pair<int64_t, int64_t>> places(n * top_k);
-    for (int64_t place = 0; place < n * top_k; place++) places[place] = {experts[place], place};
-    std::sort(places.begin(), places.end());
-    Chosen found = {{std::vector<int64_t>(places.size()), std::vector<float>(places.size())}, {}};
-    found.ends.reserve(places.size());
-    for (size_t i = 0; i < places.size(); i++) {
-        const auto &[expert, place] = places[i];
-        found.rows.tokens[i] = place / top_k, found.rows.weights[i] = weights[place];
-        if (!i || expert != places[i - 1].first) found.ends.push_back({expert, 0});
-        found.ends.back().second = i + 1;
-    }
+Chosen by_expert(const int64_t *experts, const float *weights, int64_t n, const moekit_choice &choice) {
+    const int64_t places = n * choice.top_k;
+    std::vector<int64_t> rows(places);
+    Chosen found = {{std::vector<int64_t>(places), std::vector<float>(places)}, std::vector<int64_t>(choice.n_experts + 1)};
+    moekit_by_expert(experts, places, choice.top_k, choice.n_experts, found.rows.tokens.data(), rows.data(), found.bounds.data());
+    for (int64_t place = 0; place < places; place++) found.rows.weights[rows[place]] = weights[place];
     return found;
 }
 
@@ -53,7 +46,7 @@ Chosen choose_for_all(const moekit_mixture &mixture, const moekit_call &call, in
         const int64_t at = t * choice.n_experts, chosen = t * choice.top_k;
         choice::choose(choice, logits + at, scores + at, experts + chosen, weights + chosen, room.data(), level);
     }
-    return by_expert(experts, weights, mixture.n, choice.top_k);
+    return by_expert(experts, weights, mixture.n, choice);
 }
 
 // All rows, by the weights of the shared experts.
@@ -84,16 +77,15 @@ extern "C" {
 bool moekit_mixture_step(const moekit_mixture *mixture, const moekit_call *call, int threads, int level) {
     const moekit_mixture &m = *mixture;
     const Chosen chosen = choose_for_all(m, *call, threads, level);
-    for (const auto &[expert, end] : chosen.ends)
-        if (m.table && !(m.table[2 * expert] && m.table[2 * expert + 1])) return false;
     std::vector<moekit_block> blocks;
-    blocks.reserve(chosen.ends.size() + 1);
-    int64_t begin = 0;
-    for (const auto &[expert, end] : chosen.ends) {
+    blocks.reserve(chosen.rows.tokens.size() + 1);
+    for (size_t expert = 0; expert + 1 < chosen.bounds.size(); expert++) {
+        const int64_t begin = chosen.bounds[expert], n = chosen.bounds[expert + 1] - begin;
+        if (!n) continue;
+        if (m.table && !(m.table[2 * expert] && m.table[2 * expert + 1])) return false;
         blocks.push_back({matrix_of(m.gate_up, m.gate_up_step, m.table, expert),
                           matrix_of(m.down, m.down_step, m.table ? m.table + 1 : nullptr, expert),
-                          chosen.rows.tokens.data() + begin, chosen.rows.weights.data() + begin, end - begin});
-        begin = end;
+                          chosen.rows.tokens.data() + begin, chosen.rows.weights.data() + begin, n});
     }
     const Come all = everyone(m, threads, level);
     if (m.shared_down.out) blocks.push_back({m.shared_gate_up, m.shared_down, all.tokens.data(), all.weights.data(), m.n});

@@ -1,4 +1,4 @@
-// Products of one row of 8- or 4-bit groups with a few rows of x, the row read once from its first byte to its last:
+// Products of rows of 8- or 4-bit groups with a few rows of x, each row read once from its first byte to its last:
 // leaving that order halves the speed of memory.
 //
 // A row is, for each group, its scale and its least value in float16, then all its numbers (see groups.py). With 4 bits,

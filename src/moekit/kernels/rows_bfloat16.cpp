@@ -1,4 +1,4 @@
-// Products of one bfloat16 row of a matrix with a few rows of x.
+// Products of bfloat16 rows of a matrix, one after the other, with a few rows of x.
 
 #include "rows.h"
 #include "wide.h"
