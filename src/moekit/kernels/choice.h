@@ -28,4 +28,15 @@ inline float divisor(const Choice &choice, const float *weights) {
     return sum == 0 ? 1 : sum;
 }
 
+// The slopes of n tokens' chosen experts' logits, [n, top_k].
+struct Slopes {
+    const int64_t *experts;
+    const float *slopes;
+    int64_t n, top_k, n_experts;
+};
+
+// of_x[t] = sum over t's experts of a slope times the expert's centroid; of_centroids[e] = sum over e's tokens of a slope
+// times the token, from the first token to the last. For AVX512; the width is whole vectors.
+void router_gradients(const Slopes &, const void *x, const void *centroids, int64_t width, int bits, void *of_x, void *of_centroids, int threads);
+
 }  // namespace choice

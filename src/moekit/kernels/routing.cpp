@@ -85,41 +85,6 @@ template <class Number> void slopes_of_all(const moekit_chosen &c, Number *to, i
     }
 }
 
-constexpr int64_t COLUMNS = 128;  // of the centroids' gradient that a thread sums up in its second cache
-
-// of_x[t] = sum over t's experts of a slope times the expert's centroid; of_centroids[e] = sum over e's tokens of a slope
-// times the token, from the first token to the last.
-template <class Number>
-AT_LEVEL_2 void products_of_chosen(const moekit_chosen &c, const float *slopes, const Number *x, const Number *centroids, int64_t width, Number *of_x, Number *of_centroids, int threads) {
-    const int64_t top_k = c.choice.top_k, n_experts = c.choice.n_experts;
-#pragma omp parallel num_threads(threads)
-    {
-        rows::Buffer<float> sums(n_experts * COLUMNS), sum(width);
-#pragma omp for schedule(static) nowait
-        for (int64_t t = 0; t < c.n; t++) {
-            std::fill(sum.begin(), sum.end(), 0.0f);
-            for (int64_t place = t * top_k; place < (t + 1) * top_k; place++) {
-                const Number *centroid = centroids + c.experts[place] * width;
-                for (int64_t d = 0; d < width; d++) sum[d] += slopes[place] * widened(centroid[d]);
-            }
-            for (int64_t d = 0; d < width; d++) narrow_to(of_x + t * width + d, sum[d]);
-        }
-#pragma omp for schedule(dynamic, 1)
-        for (int64_t begin = 0; begin < width; begin += COLUMNS) {
-            const int64_t columns = std::min(COLUMNS, width - begin);
-            std::fill(sums.begin(), sums.end(), 0.0f);
-            for (int64_t t = 0; t < c.n; t++)
-                for (int64_t place = t * top_k; place < (t + 1) * top_k; place++) {
-                    float *own = &sums[c.experts[place] * COLUMNS];
-                    const Number *token = x + t * width + begin;
-                    for (int64_t d = 0; d < columns; d++) own[d] += slopes[place] * widened(token[d]);
-                }
-            for (int64_t e = 0; e < n_experts; e++)
-                for (int64_t d = 0; d < columns; d++) narrow_to(of_centroids + e * width + begin + d, sums[e * COLUMNS + d]);
-        }
-    }
-}
-
 }  // namespace
 
 extern "C" {
@@ -153,7 +118,6 @@ void moekit_chosen_backward(const moekit_chosen *c, const void *x, const void *c
 #pragma omp for schedule(static)
         for (int64_t t = 0; t < c->n; t++) of_chosen(*c, t, raw.data(), &slopes[t * top_k], level);
     }
-    if (c->bits == 16) products_of_chosen(*c, slopes.data(), (const uint16_t *)x, (const uint16_t *)centroids, width, (uint16_t *)of_x, (uint16_t *)of_centroids, threads);
-    else products_of_chosen(*c, slopes.data(), (const float *)x, (const float *)centroids, width, (float *)of_x, (float *)of_centroids, threads);
+    router_gradients({c->experts, slopes.data(), c->n, top_k, c->choice.n_experts}, x, centroids, width, int(c->bits), of_x, of_centroids, threads);
 }
 }
