@@ -101,7 +101,8 @@ class _Described:
     ) -> None:
         assert rows.weights.dtype == torch.float32 and rows.tokens.dtype == rows.places.dtype == torch.int64
         self.x, width = x.contiguous(), x.shape[-1]
-        self.inner = next(matrix.shape[-1] for matrix in down if matrix is not None)
+        # Going through a stack would make a tensor of each expert.
+        self.inner = (down if isinstance(down, Tensor) else next(m for m in down if m is not None)).shape[-1]
         self.bounds = rows.bounds
         self.groups = rows.groups
         longest = max(rows.bounds[end] - rows.bounds[start] for start, end in pairwise(self.groups))
