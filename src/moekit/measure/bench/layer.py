@@ -1,13 +1,13 @@
 """One mixture-of-experts layer: a training step, many tokens at once, and single tokens."""
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from typing import NamedTuple
 
 import torch
 from torch import nn
 
 from moekit.measure.bench.limits import dense_product, reading
+from moekit.measure.bench.processes import Job, in_processes
 from moekit.measure.bench.row import Row, rate_row
 from moekit.measure.bench.setting import Setting
 from moekit.measure.bench.shapes import DIRECTIONS, LayerShape, layer_config
@@ -15,7 +15,6 @@ from moekit.measure.bench.turns import OURS, Entrant, clocked, take_turns
 from moekit.measure.machine import DTYPES
 from moekit.measure.models import fill
 from moekit.measure.peers import transformers
-from moekit.measure.worker import Worker
 from moekit.moe.layer import MoE
 from moekit.tensors import Float, Tensor
 
@@ -43,12 +42,8 @@ def training(setting: Setting) -> Iterator[Row]:
         variants += [(transformers.NAME, back_end) for back_end in transformers.back_ends(shape.tokens)]
     for dtype in ("float32", "bfloat16"):
         amount = shape.flops * DIRECTIONS / 1e9
-        with ExitStack() as living:
-            workers = [
-                living.enter_context(Worker(_own_training_step, (setting.peers, each, shape, dtype)))
-                for each in variants
-            ]
-            entrants = [Entrant(*each, amount, worker.turn) for each, worker in zip(variants, workers, strict=True)]
+        jobs = [Job(*each, _own_training_step, (setting.peers, each, shape, dtype)) for each in variants]
+        with in_processes(jobs, amount) as entrants:
             timings = take_turns([*entrants, dense_product(dtype, setting.sizes.side)], setting.pace)
         label = f"layer, forward + backward, {dtype}: {shape.words()}"
         yield rate_row(f"layer-train-{dtype}", "train", label, "GFLOP/s", timings)

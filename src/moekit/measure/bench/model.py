@@ -1,17 +1,16 @@
 """Training a whole model: tokens a second and peak memory, each program in a process of its own."""
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 
 import torch
 
 from moekit.config.run import OptimConfig, RunConfig, TrainSection
+from moekit.measure.bench.processes import Job, in_processes
 from moekit.measure.bench.row import Row, Value, rate_row
 from moekit.measure.bench.setting import Setting
 from moekit.measure.bench.shapes import HubFields, model_config
-from moekit.measure.bench.turns import OURS, Entrant, take_turns
+from moekit.measure.bench.turns import OURS, take_turns
 from moekit.measure.peers import transformers
-from moekit.measure.worker import Worker
 from moekit.model.transformer import Transformer
 from moekit.plan.from_config import blueprint_of
 from moekit.train.step import Stepper
@@ -24,27 +23,16 @@ def training(setting: Setting) -> Iterator[Row]:
     """Steps of AdamW in turn, one at a time, while both processes live. The peak counts the libraries, too."""
     sizes = setting.sizes
     how = (dict(sizes.model), DTYPE, sizes.batch, sizes.length)
-    works: list[tuple[str, str, Callable[..., Callable[[], object]], tuple[object, ...]]] = [
-        (OURS, "", training_step, how)
-    ]
+    jobs = [Job(OURS, "", training_step, how)]
     if transformers.NAME in setting.peers:
         fields, *rest = how
-        back_ends = transformers.back_ends(sizes.batch * sizes.length)
-        works += [
-            (transformers.NAME, back_end, transformers.training_step, (fields, back_end, *rest))
-            for back_end in back_ends
+        jobs += [
+            Job(transformers.NAME, back_end, transformers.training_step, (fields, back_end, *rest))
+            for back_end in transformers.back_ends(sizes.batch * sizes.length)
         ]
-    with ExitStack() as living:
-        workers = [living.enter_context(Worker(make, arguments)) for _, _, make, arguments in works]
-        entrants = [
-            Entrant(program, variant, sizes.batch * sizes.length, worker.turn)
-            for (program, variant, *_), worker in zip(works, workers, strict=True)
-        ]
-        timings = take_turns(entrants, setting.pace)
-        peaks = [
-            Value(f"{e.program} {e.variant}".strip(), w.peak_bytes() / 1e9)
-            for e, w in zip(entrants, workers, strict=True)
-        ]
+    with in_processes(jobs, float(sizes.batch * sizes.length)) as processes:
+        timings = take_turns([*processes], setting.pace)
+        peaks = [Value(f"{e.program} {e.variant}".strip(), w.peak_bytes() / 1e9) for e, w in processes.items()]
     what = f"{_parameters(sizes.model) / 1e6:.0f} M parameters, AdamW, {DTYPE}, {sizes.batch} x {sizes.length} tokens"
     yield rate_row("model-train", "train", f"model, training: {what}", "tokens/s", timings)
     ours, *others = peaks
