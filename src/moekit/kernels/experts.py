@@ -2,7 +2,6 @@
 
 import ctypes
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -103,10 +102,9 @@ class _Described:
         self.x, width = x.contiguous(), x.shape[-1]
         # Going through a stack would make a tensor of each expert.
         self.inner = (down if isinstance(down, Tensor) else next(m for m in down if m is not None)).shape[-1]
-        self.bounds = rows.bounds
-        self.groups = rows.groups
-        longest = max(rows.bounds[end] - rows.bounds[start] for start, end in pairwise(self.groups))
-        self.room = x.new_empty(longest, width)
+        self.bounds, self.groups = np.asarray(rows.bounds, np.int64), np.asarray(rows.groups, np.int64)
+        self.sizes: list[int] = np.diff(self.bounds[self.groups]).tolist()
+        self.room = x.new_empty(max(self.sizes), width)
         self.sums = rows.weights.new_empty(len(x), width) if len(self.groups) > 2 else None
         self.kept: list[object] = []
         self.block = ExpertBlock(
@@ -121,23 +119,20 @@ class _Described:
         )
         for name, tensor in (("tokens", rows.tokens), ("places", rows.places), ("weights", rows.weights)):
             self._point(name, tensor.contiguous())
-        for name, numbers in (("bounds", rows.bounds), ("groups", self.groups)):
-            self._point(name, np.asarray(numbers, np.int64))
+        self._point("bounds", self.bounds)
+        self._point("groups", self.groups)
         self._point("gate_up", _addresses(gate_up))
         self._point("down", _addresses(down))
 
     def new(self, matrices: int) -> list[Tensor]:
         """Memory for rows of `matrices` times I numbers, group by group: in pieces that glibc keeps."""
-        bounds = [self.bounds[expert] for expert in self.groups]
-        return [self.x.new_empty(end - start, matrices * self.inner) for start, end in pairwise(bounds)]
+        return [self.x.new_empty(size, matrices * self.inner) for size in self.sizes]
 
     def for_each_expert(self, name: str, pieces: list[Tensor]) -> list[Tensor]:
         """Let the field `name` hold where each expert's part of `pieces`, as from `new`, begins."""
-        addresses: list[int] = []
-        for piece, (start, end) in zip(pieces, pairwise(self.groups), strict=True):
-            row, first = piece.shape[-1] * piece.element_size(), self.bounds[start]
-            addresses += [piece.data_ptr() + row * (begin - first) for begin in self.bounds[start:end]]
-        self._point(name, np.asarray(addresses, np.int64))
+        begins, row = self.bounds[:-1], pieces[0].shape[-1] * pieces[0].element_size()
+        firsts = np.asarray([piece.data_ptr() for piece in pieces], np.int64) - row * begins[self.groups[:-1]]
+        self._point(name, firsts.repeat(np.diff(self.groups)) + row * begins)
         self.kept.append(pieces)
         return pieces
 
