@@ -283,11 +283,9 @@ template <class Type> struct Block {
             std::swap(own, next);
             n_next = rows_of(t + 1, g, next);
             float *const sum = sums ? sums + t * e.width : nullptr;
-            int64_t d = 0;
-            for (; d + AT_ONCE * LANES <= e.width; d += AT_ONCE * LANES)
-                combine_columns<AT_ONCE>(rows, d, own, n, next, n_next, weights_here, sum, out + t * e.width, first, last);
-            for (; d < e.width; d += LANES)
-                combine_columns<1>(rows, d, own, n, next, n_next, weights_here, sum, out + t * e.width, first, last);
+            in_blocks<AT_ONCE>(e.width, [&](auto v, int64_t d) {
+                combine_columns<v>(rows, d, own, n, next, n_next, weights_here, sum, out + t * e.width, first, last);
+            });
         }
     }
 

@@ -48,21 +48,14 @@ void gradients(const Slopes &c, const Number *x, const Number *centroids, int64_
     {
         rows::Buffer<float> sums(c.n_experts * SUMMED);
 #pragma omp for schedule(static) nowait
-        for (int64_t t = 0; t < c.n; t++) {
-            int64_t d = 0;
-            for (; d + SUMMED <= width; d += SUMMED) of_token<Type, AT_ONCE>(c, t, centroids, width, d, of_x);
-            for (; d < width; d += LANES) of_token<Type, 1>(c, t, centroids, width, d, of_x);
-        }
+        for (int64_t t = 0; t < c.n; t++)
+            in_blocks<AT_ONCE>(width, [&](auto v, int64_t d) { of_token<Type, v>(c, t, centroids, width, d, of_x); });
 #pragma omp for schedule(dynamic, 1)
         for (int64_t begin = 0; begin < width; begin += SUMMED) {
             const int64_t columns = std::min(SUMMED, width - begin);
             std::fill(sums.begin(), sums.end(), 0.0f);
-            for (int64_t t = 0; t < c.n; t++) {
-                const Number *token = x + t * width + begin;
-                if (columns == SUMMED) to_centroids<Type, AT_ONCE>(c, t, token, sums.data());
-                else
-                    for (int64_t d = 0; d < columns; d += LANES) to_centroids<Type, 1>(c, t, token + d, sums.data() + d);
-            }
+            for (int64_t t = 0; t < c.n; t++)
+                in_blocks<AT_ONCE>(columns, [&](auto v, int64_t d) { to_centroids<Type, v>(c, t, x + t * width + begin + d, sums.data() + d); });
             for (int64_t e = 0; e < c.n_experts; e++)
                 for (int64_t d = 0; d < columns; d += LANES) Type::store(of_centroids + e * width + begin + d, _mm512_loadu_ps(sums.data() + e * SUMMED + d));
         }

@@ -190,6 +190,13 @@ struct Left {
     int64_t row, step;
 };
 
+// each(V, d) for V vectors of a row from its column d on: blocks of AT_ONCE of them, then the others one by one.
+template <int AT_ONCE, class Each> void in_blocks(int64_t width, Each each) {
+    int64_t d = 0;
+    for (; d + AT_ONCE * LANES <= width; d += AT_ONCE * LANES) each(std::integral_constant<int, AT_ONCE>(), d);
+    for (; d < width; d += LANES) each(std::integral_constant<int, 1>(), d);
+}
+
 // Where a product goes: rows of numbers `stride` apart. What is larger than the caches, and not read soon, may go past them:
 // a line is then not read before it is written. Its rows must begin with whole lines.
 template <class Number> struct Target {

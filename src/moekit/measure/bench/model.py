@@ -32,7 +32,10 @@ def training(setting: Setting) -> Iterator[Row]:
         ]
     with in_processes(jobs, float(sizes.batch * sizes.length)) as processes:
         timings = take_turns([*processes], setting.pace)
-        peaks = [Value(f"{e.program} {e.variant}".strip(), w.peak_bytes() / 1e9) for e, w in processes.items()]
+        peaks = [
+            Value(timing.name, worker.peak_bytes() / 1e9)
+            for timing, worker in zip(timings, processes.values(), strict=True)
+        ]
     what = f"{_parameters(sizes.model) / 1e6:.0f} M parameters, AdamW, {DTYPE}, {sizes.batch} x {sizes.length} tokens"
     yield rate_row("model-train", "train", f"model, training: {what}", "tokens/s", timings)
     ours, *others = peaks
