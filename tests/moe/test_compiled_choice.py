@@ -11,7 +11,7 @@ from moekit.config.capacity import ExpertCapacity
 from moekit.config.moe import MoEConfig
 from moekit.config.routing import TopKRouting
 from moekit.kernels import logits
-from moekit.kernels.choice import Chosen
+from moekit.kernels.choice import Chosen, choose
 from moekit.kernels.library import library
 from moekit.moe.layer import MoE
 from moekit.moe.selection.compiled_choice import compiled_choice
@@ -107,6 +107,22 @@ def test_of_equal_experts_the_first_are_chosen() -> None:
     x, centroids = torch.ones(20, 16), torch.ones(48, 16)
     found = compiled_choice(x, centroids, rule_of(TopKRouting(), 48, 5, 16).way(), (None, None))
     assert found.experts.tolist() == [[0, 1, 2, 3, 4]] * 20
+
+
+@needs_wide
+@given(
+    seed=st.integers(0, 2**31 - 1), n_experts=st.integers(1, 600), top_k=st.integers(1, 40), levels=st.integers(1, 999)
+)
+def test_the_best_of_any_number_of_experts_are_those_that_a_stable_sort_finds(
+    seed: int, n_experts: int, top_k: int, levels: int
+) -> None:
+    # Few levels: many experts are equal.
+    top_k = min(top_k, n_experts)
+    logits_ = torch.randint(0, levels, (16, n_experts), generator=torch.Generator().manual_seed(seed)) / 100
+    found = choose(logits_, rule_of(TopKRouting(score="sigmoid"), n_experts, top_k, 16).way(), (None, None))
+    expected = found.scores.sort(dim=-1, descending=True, stable=True)
+    assert torch.equal(found.experts, expected.indices[:, :top_k])
+    assert torch.equal(found.weights, expected.values[:, :top_k])
 
 
 @needs_wide

@@ -71,17 +71,76 @@ int64_t best_wide(const float *numbers, int64_t n) {
     return 0;
 }
 
+// Those of 16 numbers that are there, raised to LOWEST; -infinity for the others.
+inline __m512 raised(const float *numbers, int64_t left) {
+    const __m512 found = lanes(numbers, left, -INFINITY);
+    return _mm512_mask_max_ps(found, first(left), found, _mm512_set1_ps(LOWEST));
+}
+
+inline int count(__mmask16 found) { return __builtin_popcount(found); }
+
+// A bound that `wanted` of n numbers reach, and few others: of the greatest of each of V * LANES lanes, the last that is wanted.
+template <int V> __m512 reached(const float *numbers, int64_t n, int64_t wanted) {
+    __m512 most[V];
+    for (__m512 &each : most) each = _mm512_set1_ps(-INFINITY);
+    for (int64_t i = 0; i < n; i += V * LANES)
+        for (int v = 0; v < V; v++) most[v] = _mm512_max_ps(most[v], raised(numbers + i + v * LANES, n - i - v * LANES));
+    int wanted_lanes[V] = {};
+    for (int lane = 0; lane < LANES; lane++)
+        for (int v = 0; v < V; v++) {
+            const __m512 own = _mm512_permutexvar_ps(_mm512_set1_epi32(lane), most[v]);
+            int better = 0;
+            for (const __m512 &each : most) better += count(_mm512_cmp_ps_mask(each, own, _CMP_GT_OQ));
+            wanted_lanes[v] |= (better < wanted) << lane;
+        }
+    __m512 least = _mm512_set1_ps(INFINITY);
+    for (int v = 0; v < V; v++) least = _mm512_mask_min_ps(least, __mmask16(wanted_lanes[v]), least, most[v]);
+    return _mm512_set1_ps(_mm512_reduce_min_ps(least));
+}
+
+// `greatest` in one pass: numbers that reach a bound are set apart, and the place of each among them is how many are better.
+// Returns whether they were few; else nothing is found.
+bool greatest_wide(const float *numbers, int64_t n, int64_t wanted, int64_t *places) {
+    constexpr int64_t MOST = 4 * LANES;
+    if (wanted > LANES) return false;
+    const __m512 bound = wanted > LANES / 2 ? reached<2>(numbers, n, wanted) : reached<1>(numbers, n, wanted);
+    float apart[MOST + LANES];
+    int32_t where[MOST + LANES];
+    int64_t found = 0;
+    __m512i at = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    for (int64_t i = 0; i < n; i += LANES, at = _mm512_add_epi32(at, _mm512_set1_epi32(LANES))) {
+        const __m512 some = raised(numbers + i, n - i);
+        const __mmask16 reach = _mm512_mask_cmp_ps_mask(first(n - i), some, bound, _CMP_GE_OQ);
+        if (found + count(reach) > MOST) return false;
+        _mm512_storeu_ps(apart + found, _mm512_maskz_compress_ps(reach, some));
+        _mm512_storeu_si512(where + found, _mm512_maskz_compress_epi32(reach, at));
+        found += count(reach);
+    }
+    for (int64_t i = 0; i < found; i++) {
+        const __m512 own = _mm512_set1_ps(apart[i]);
+        int better = 0;
+        for (int64_t j = 0; j < found; j += LANES) {
+            const __m512 others = lanes(apart + j, found - j, -INFINITY);
+            // Of equal ones, the first is better.
+            better += count(_mm512_cmp_ps_mask(others, own, _CMP_GT_OQ) | _mm512_mask_cmp_ps_mask(first(i - j), others, own, _CMP_EQ_OQ));
+        }
+        if (better < wanted) places[better] = where[i];
+    }
+    return true;
+}
+
 }  // namespace
 
 WIDE_END
 
 namespace {
 
-// The places of the `count` greatest of n numbers, which are used up, best first; of equal ones the first. What is not a
+// The places of the `wanted` greatest of n numbers, which are used up, best first; of equal ones the first. What is not a
 // number comes last.
-void greatest(float *numbers, int64_t n, int64_t count, int64_t *places, int level) {
+void greatest(float *numbers, int64_t n, int64_t wanted, int64_t *places, int level) {
+    if (level >= 2 && greatest_wide(numbers, n, wanted, places)) return;
     for (int64_t i = 0; i < n; i++) numbers[i] = numbers[i] > LOWEST ? numbers[i] : LOWEST;
-    for (int64_t k = 0; k < count; k++) {
+    for (int64_t k = 0; k < wanted; k++) {
         places[k] = level >= 2 ? best_wide(numbers, n) : best_plain(numbers, n);
         numbers[places[k]] = -INFINITY;
     }
