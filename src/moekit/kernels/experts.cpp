@@ -35,9 +35,12 @@ using namespace tiles;
 constexpr int64_t PACKED = 3 << 18;  // bytes of packed columns that stay in a core's second cache
 constexpr int64_t SHARED = 4 << 20;  // and in the one that cores share
 constexpr int64_t AHEAD = 4;         // rows that are asked for before they are needed
+constexpr int64_t EIGHT = 8;         // whole numbers of a vector
+constexpr size_t MANY = 64;          // chunks
 
 // Rows of an expert that are computed together: their columns are packed once and meet every strip of its matrices.
-struct Chunk { int64_t expert, begin, n; };
+// `following` is the expert whose matrices the same thread is likely to need next.
+struct Chunk { int64_t expert, begin, n, following; };
 
 // Rows of an expert's matrix, down or gate_up, whose gradients are computed together.
 struct Part { int64_t expert, begin, n; bool down; };
@@ -66,10 +69,11 @@ template <class Type> struct Block {
                 const bool few = e.groups[g + 1] - e.groups[g] < 4 * e.threads;
                 const int64_t size = n ? chunk_size(n, room, few ? e.threads : 1) : 1;
                 whole[i] = n && size >= n && !few;
-                for (int64_t begin = 0; begin < n; begin += size) chunks[g].push_back({i, begin, std::min(size, n - begin)});
+                for (int64_t begin = 0; begin < n; begin += size) chunks[g].push_back({i, begin, std::min(size, n - begin), i});
             }
-            // The longest first, so that threads end together.
-            std::stable_sort(chunks[g].begin(), chunks[g].end(), [](const Chunk &a, const Chunk &b) { return a.n > b.n; });
+            // A few: the longest first, so that threads end together. Many end together anyway, and memory likes their order.
+            if (chunks[g].size() < MANY) std::stable_sort(chunks[g].begin(), chunks[g].end(), [](const Chunk &a, const Chunk &b) { return a.n > b.n; });
+            for (size_t c = 0; c < chunks[g].size(); c++) chunks[g][c].following = chunks[g][std::min(c + e.threads, chunks[g].size() - 1)].expert;
         }
     }
 
@@ -91,12 +95,6 @@ template <class Type> struct Block {
     const Number *gate_up(int64_t i) const { return (const Number *)e.gate_up[i]; }
     const Number *down(int64_t i) const { return (const Number *)e.down[i]; }
     static Left rows_from(const Number *at, int64_t stride) { return {(const Word *)at, words(stride), 1}; }
-
-    // The matrix that this thread is likely to need after expert i's. An expert without rows may have none.
-    const Number *following(const void *const *matrices, int64_t i) const {
-        const void *found = matrices[std::min(i + e.threads, e.n_experts - 1)];
-        return (const Number *)(found ? found : matrices[i]);
-    }
 
     // Strip s asks for its lines of the next broad panel, whose numbers lie in rows `stride` apart.
     static Asked line(const Number *panel, int64_t stride, int64_t s) {
@@ -139,7 +137,7 @@ template <class Type> struct Block {
         for (int64_t d = 0; d < e.width; d += STRIP)
             in_panels(c.n, [&](int64_t p, int64_t first, int64_t n) {
                 const Number *matrix = down(c.expert) + d * e.inner;
-                const Number *next = d + STRIP == e.width ? following(e.gate_up, c.expert) : matrix + STRIP * e.inner;
+                const Number *next = d + STRIP == e.width ? gate_up(c.following) : matrix + STRIP * e.inner;
                 strip<Type>(matrix, e.inner, between + p * inner * COLUMNS, inner, n, gate, next);
                 put_columns<Type>(gate, n, rows + (begin + first) * e.width + d, e.width);
             });
@@ -196,7 +194,7 @@ template <class Type> struct Block {
             const bool last = d + BROAD >= width;
             pack_columns<Type>({gate_up(c.expert), width, nullptr}, 2 * inner, d, columns, panel);
             in_strips(c.n, [&](int64_t s, int64_t r, int64_t n) {
-                const Asked next = last ? line(following(e.down, c.expert), inner, s) : line(gate_up(c.expert) + d + BROAD, width, s);
+                const Asked next = last ? line(down(c.following), inner, s) : line(gate_up(c.expert) + d + BROAD, width, s);
                 Number *to = rows + (begin + r) * width + d;
                 broad<Type, Type>(rows_from(hidden + 2 * r * inner, 2 * inner), n, panel, 2 * words(inner), columns, {to, width, false}, next);
             });
@@ -238,13 +236,17 @@ template <class Type> struct Block {
     // The rows of an expert's tokens.
     Rows<Number> rows_of_tokens(const Number *x, int64_t expert) const { return {x, e.width, e.tokens + e.bounds[expert]}; }
 
-    // The rows of a token that lie in group g, counted from the group's first.
+    // The rows of a token that lie in group g, counted from the group's first; eight places are written at a time.
     int64_t rows_of(int64_t t, int64_t g, int64_t *found) const {
-        const int64_t begin = e.bounds[e.groups[g]], end = e.bounds[e.groups[g + 1]];
+        const int64_t first = e.bounds[e.groups[g]], size = e.bounds[e.groups[g + 1]] - first;
         int64_t n = 0;
-        for (int64_t k = 0; t < e.n_tokens && k < e.top_k; k++) {
-            const int64_t row = e.places[t * e.top_k + k];
-            if (row >= begin && row < end) found[n++] = row - begin;
+        for (int64_t k = 0; t < e.n_tokens && k < e.top_k; k += EIGHT) {
+            const __mmask8 there = __mmask8(wide::first(std::min(e.top_k - k, EIGHT)));
+            const __m512i rows = _mm512_sub_epi64(_mm512_maskz_loadu_epi64(there, e.places + t * e.top_k + k), _mm512_set1_epi64(first));
+            // As numbers without a sign, rows of earlier groups are large.
+            const __mmask8 own = _mm512_mask_cmplt_epu64_mask(there, rows, _mm512_set1_epi64(size));
+            _mm512_storeu_si512(found + n, _mm512_maskz_compress_epi64(own, rows));
+            n += __builtin_popcount(own);
         }
         return n;
     }
@@ -256,6 +258,8 @@ template <class Type> struct Block {
         __m512 sum[V];
 #pragma GCC unroll 8
         for (int v = 0; v < V; v++) sum[v] = first ? _mm512_setzero_ps() : _mm512_loadu_ps(sums + d + v * LANES);
+        if (!first)
+            for (int64_t at = 0; at < V * LANES; at += LINE / sizeof(float)) ask(sums + e.width + d + at);
         for (int64_t i = 0; i < n_next; i++)
             for (int64_t at = 0; at < V * LANES; at += LINE / sizeof(Number)) ask(rows + next[i] * e.width + d + at);
         for (int64_t i = 0; i < n; i++) {
@@ -273,8 +277,9 @@ template <class Type> struct Block {
     // groups gave. Called by all threads at once.
     void combine(int64_t g, const Number *rows, const float *weights, float *sums, Number *out) const {
         constexpr int AT_ONCE = 8;
-        std::vector<int64_t> room(2 * e.top_k);
-        int64_t *own = room.data(), *next = own + e.top_k, n_next = -1;
+        const int64_t most = up_to(e.top_k, EIGHT) + EIGHT;
+        std::vector<int64_t> room(2 * most);
+        int64_t *own = room.data(), *next = own + most, n_next = -1;
         const float *weights_here = weights ? weights + e.bounds[e.groups[g]] : nullptr;
         const bool first = g == 0, last = g + 1 == e.n_groups;
 #pragma omp for schedule(static)

@@ -66,7 +66,9 @@ struct BFloat16 {
     static inline __m512i wide(const Number *from) {
         return from ? wide(_mm256_loadu_si256((const __m256i *)from)) : _mm512_setzero_si512();
     }
-    static inline __m512 load(const Number *from) { return _mm512_castsi512_ps(_mm512_slli_epi32(wide(from), 16)); }
+    static inline __m512 load(const Number *from) {
+        return _mm512_castsi512_ps(_mm512_slli_epi32(wide(_mm256_loadu_si256((const __m256i *)from)), 16));
+    }
     static inline void store(Number *to, __m512 value) {
         _mm256_storeu_si256((__m256i *)to, (__m256i)_mm512_cvtneps_pbh(value));
     }
@@ -109,15 +111,16 @@ inline void ask(const void *at) { _mm_prefetch((const char *)at, _MM_HINT_T0); }
 inline int64_t up_to(int64_t count, int64_t unit) { return (count + unit - 1) / unit * unit; }
 
 // found[ROWS][COLUMNS] = rows at `a` times the first V vectors of a panel and the first REST columns of one more, whose
-// others are zero: half a vector, or a quarter, of which one sum takes two rows. What lies at `next` is asked for meanwhile.
+// others are zero: half a vector, or a quarter. One sum of these takes two rows. What lies at `next` is asked for meanwhile.
 template <class Type, int V, int REST>
 inline void tile(const Word *a, int64_t stride, const Word *panel, int64_t words, float *found, const char *next) {
     constexpr int HALF = ROWS / 2;
     __m512 sum[ROWS][V + 1];
-    __m256 rest[ROWS];
+    __m512 halves[HALF];
+    __m256 quarters[HALF];
 #pragma GCC unroll 8
     for (int r = 0; r < ROWS; r++) {
-        rest[r] = _mm256_setzero_ps();
+        if (r < HALF) halves[r] = _mm512_setzero_ps(), quarters[r] = _mm256_setzero_ps();
 #pragma GCC unroll 3
         for (int v = 0; v < V; v++) sum[r][v] = _mm512_setzero_ps();
     }
@@ -126,24 +129,24 @@ inline void tile(const Word *a, int64_t stride, const Word *panel, int64_t words
     for (int64_t k = 0; k < words; k++) {
         const Word *column = panel + k * COLUMNS;
         __m512i b[V + 1];
-        __m256i c;
+        __m512i half;
+        __m256i quarter;
 #pragma GCC unroll 3
         for (int v = 0; v < V; v++) b[v] = _mm512_loadu_si512(column + v * LANES);
-        if (REST == 8) c = _mm256_loadu_si256((const __m256i *)(column + V * LANES));
-        if (REST == 4) c = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)(column + V * LANES)));
+        if (REST == 8) half = _mm512_broadcast_i64x4(_mm256_loadu_si256((const __m256i *)(column + V * LANES)));
+        if (REST == 4) quarter = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)(column + V * LANES)));
         // Not into the shared cache, where it would take the place of what other experts' rows are read from.
         _mm_prefetch(next + k * ROWS * sizeof(Word), _MM_HINT_NTA);
 #pragma GCC unroll 4
         for (int r = 0; r < HALF; r++) {
             const __m512i one = _mm512_set1_epi32(word(low + r * stride + k)), other = _mm512_set1_epi32(word(high + r * stride + k));
-            const __m256i narrow = _mm512_castsi512_si256(one), narrow_other = _mm512_castsi512_si256(other);
 #pragma GCC unroll 3
             for (int v = 0; v < V; v++) {
                 sum[r][v] = Type::multiply_add(sum[r][v], one, b[v]);
                 sum[r + HALF][v] = Type::multiply_add(sum[r + HALF][v], other, b[v]);
             }
-            if (REST == 8) rest[r] = Type::multiply_add(rest[r], narrow, c), rest[r + HALF] = Type::multiply_add(rest[r + HALF], narrow_other, c);
-            if (REST == 4) rest[r] = Type::multiply_add(rest[r], _mm256_blend_epi32(narrow, narrow_other, 0xf0), c);
+            if (REST == 8) halves[r] = Type::multiply_add(halves[r], _mm512_mask_blend_epi32(0xff00, one, other), half);
+            if (REST == 4) quarters[r] = Type::multiply_add(quarters[r], _mm256_blend_epi32(_mm512_castsi512_si256(one), _mm512_castsi512_si256(other), 0xf0), quarter);
         }
     }
 #pragma GCC unroll 8
@@ -151,8 +154,8 @@ inline void tile(const Word *a, int64_t stride, const Word *panel, int64_t words
         float *to = found + r * COLUMNS;
 #pragma GCC unroll 3
         for (int v = 0; v < V; v++) _mm512_storeu_ps(to + v * LANES, sum[r][v]);
-        if (REST == 8) _mm512_storeu_ps(to + V * LANES, _mm512_zextps256_ps512(rest[r]));
-        if (REST == 4) _mm512_storeu_ps(to + V * LANES, _mm512_zextps128_ps512(r < HALF ? _mm256_castps256_ps128(rest[r]) : _mm256_extractf128_ps(rest[r - HALF], 1)));
+        if (REST == 8) _mm512_storeu_ps(to + V * LANES, _mm512_zextps256_ps512(r < HALF ? _mm512_castps512_ps256(halves[r]) : _mm512_extractf32x8_ps(halves[r - HALF], 1)));
+        if (REST == 4) _mm512_storeu_ps(to + V * LANES, _mm512_zextps128_ps512(r < HALF ? _mm256_castps256_ps128(quarters[r]) : _mm256_extractf128_ps(quarters[r - HALF], 1)));
     }
 }
 
