@@ -34,7 +34,6 @@ using namespace tiles;
 
 constexpr int64_t PACKED = 3 << 18;  // bytes of packed columns that stay in a core's second cache
 constexpr int64_t SHARED = 4 << 20;  // and in the one that cores share
-constexpr int64_t AHEAD = 4;         // rows that are asked for before they are needed
 constexpr int64_t EIGHT = 8;         // whole numbers of a vector
 constexpr size_t MANY = 64;          // chunks
 
@@ -94,7 +93,11 @@ template <class Type> struct Block {
     static int vectors(int64_t columns) { return int(std::min<int64_t>(VECTORS, (columns + LANES - 1) / LANES)); }
     const Number *gate_up(int64_t i) const { return (const Number *)e.gate_up[i]; }
     const Number *down(int64_t i) const { return (const Number *)e.down[i]; }
-    static Left rows_from(const Number *at, int64_t stride) { return {(const Word *)at, words(stride), 1}; }
+    static Left rows_from(const Number *at, int64_t stride) { return {(const Word *)at, words(stride), 1, nullptr}; }
+
+    static void ask_for(const Number *row, int64_t n) {
+        for (int64_t d = 0; d < n; d += LINE / sizeof(Number)) ask(row + d);
+    }
 
     // Strip s asks for its lines of the next broad panel, whose numbers lie in rows `stride` apart.
     static Asked line(const Number *panel, int64_t stride, int64_t s) {
@@ -166,16 +169,10 @@ template <class Type> struct Block {
     }
 
     // From the gradient of the tokens: of the rows' weights, of gate and up (in their place), of the rows of x; inners
-    // become the weighted silu(gate) * up. Returns the gradients of the chunk's rows, one after the other.
-    const Number *backward_chunk(const Chunk &c, const Number *grad, Number *rows, float *of_weights, Scratch &gathered, Scratch &one) const {
-        const int64_t begin = e.bounds[c.expert] + c.begin, inner = e.inner, width = e.width;
-        Number *in = gathered.take<Number>(sizeof(Number) * c.n * width);
+    // become the weighted silu(gate) * up.
+    void backward_chunk(const Chunk &c, const Number *grad, Number *rows, float *of_weights, Scratch &one) const {
+        const int64_t begin = e.bounds[c.expert] + c.begin, inner = e.inner, width = e.width, *tokens = e.tokens + begin;
         Word *panel = one.take<Word>(4 * BROAD * words(std::max(width, 2 * inner)));
-        for (int64_t r = 0; r < c.n; r++) {
-            const Number *next = grad + e.tokens[begin + std::min(r + AHEAD, c.n - 1)] * width;
-            for (int64_t d = 0; d < width; d += LINE / sizeof(Number)) ask(next + d);
-            std::copy_n(grad + e.tokens[begin + r] * width, width, in + r * width);
-        }
         std::fill_n(of_weights + begin, c.n, 0.0f);
         Number *hidden = (Number *)e.hidden[c.expert] + 2 * c.begin * inner, *inners = (Number *)e.inners[c.expert] + c.begin * inner;
         float found[BROAD_ROWS * BROAD];
@@ -185,7 +182,8 @@ template <class Type> struct Block {
             pack_columns<Type>({down(c.expert), inner, nullptr}, width, i, columns, panel);
             in_strips(c.n, [&](int64_t s, int64_t r, int64_t n) {
                 const Asked next = last ? line(gate_up(c.expert), width, s) : line(down(c.expert) + i + BROAD, inner, s);
-                broad<Type, Float32>(rows_from(in + r * width, width), n, panel, words(width), columns, {found, BROAD, false}, next);
+                for (int64_t after = r + n; i == 0 && after < std::min(r + 2 * n, c.n); after++) ask_for(grad + tokens[after] * width, width);
+                broad<Type, Float32>({(const Word *)grad, words(width), 1, tokens + r}, n, panel, words(width), columns, {found, BROAD, false}, next);
                 slopes(found, begin + r, n, columns, hidden + 2 * r * inner + i, inners + r * inner + i, of_weights);
             });
         }
@@ -199,7 +197,6 @@ template <class Type> struct Block {
                 broad<Type, Type>(rows_from(hidden + 2 * r * inner, 2 * inner), n, panel, 2 * words(inner), columns, {to, width, false}, next);
             });
         }
-        return in;
     }
 
     // Rows [from, from + n) of to[..][columns]: the sums over an expert's rows of products of a number on the left with one
@@ -218,7 +215,7 @@ template <class Type> struct Block {
                 for (int64_t p = 0; p < size; p += BROAD)
                     in_strips(n_left, [&](int64_t, int64_t r, int64_t n_rows) {
                         Number *at = to + (l + r) * columns + begin + p;
-                        broad<Type, Type>({own + r, 1, BROAD}, n_rows, panels + p * inner, inner, size - p, {at, columns, past_caches}, {(const char *)own, 0});
+                        broad<Type, Type>({own + r, 1, BROAD, nullptr}, n_rows, panels + p * inner, inner, size - p, {at, columns, past_caches}, {(const char *)own, 0});
                     });
             }
         }
@@ -226,14 +223,14 @@ template <class Type> struct Block {
     }
 
     // A part of the gradient of one of an expert's matrices, from the gradients of its rows.
-    void matrix_part(const Part &part, const Number *x, const Rows<Number> &grad, Number *of_gate_up, Number *of_down, Scratch &one, Scratch &two) const {
+    void matrix_part(const Part &part, const Number *x, const Number *grad, Number *of_gate_up, Number *of_down, Scratch &one, Scratch &two) const {
         const int64_t i = part.expert, n = e.bounds[i + 1] - e.bounds[i];
         const Rows<Number> slopes{(const Number *)e.hidden[i], 2 * e.inner, nullptr}, inners{(const Number *)e.inners[i], e.inner, nullptr};
-        if (part.down) sums_of_products(grad, part.begin, part.n, inners, e.inner, n, of_down + i * e.width * e.inner, one, two);
+        if (part.down) sums_of_products(rows_of_tokens(grad, i), part.begin, part.n, inners, e.inner, n, of_down + i * e.width * e.inner, one, two);
         else sums_of_products(slopes, part.begin, part.n, rows_of_tokens(x, i), e.width, n, of_gate_up + 2 * i * e.inner * e.width, one, two);
     }
 
-    // The rows of an expert's tokens.
+    // What an expert's tokens have in `x` or in the gradient.
     Rows<Number> rows_of_tokens(const Number *x, int64_t expert) const { return {x, e.width, e.tokens + e.bounds[expert]}; }
 
     // The rows of a token that lie in group g, counted from the group's first; eight places are written at a time.
@@ -325,22 +322,21 @@ template <class Type> struct Block {
         const std::vector<Part> all = parts();
 #pragma omp parallel num_threads(e.threads)
         {
-            Scratch gathered, one, two;
+            Scratch one, two;
             for (int64_t g = 0; g < e.n_groups; g++) {
 #pragma omp for schedule(dynamic, 1)
                 for (size_t c = 0; c < chunks[g].size(); c++) {
                     const int64_t i = chunks[g][c].expert;
-                    const Rows<Number> own{backward_chunk(chunks[g][c], grad, in_group(rows, g), of_weights, gathered, one), e.width, nullptr};
+                    backward_chunk(chunks[g][c], grad, in_group(rows, g), of_weights, one);
                     if (!whole[i]) continue;
                     // The gradients of its matrices follow while what they are made of is in the caches.
-                    matrix_part({i, 0, e.width, true}, x, own, of_gate_up, of_down, one, two);
-                    matrix_part({i, 0, 2 * e.inner, false}, x, own, of_gate_up, of_down, one, two);
+                    for (const Part &part : {Part{i, 0, e.width, true}, Part{i, 0, 2 * e.inner, false}}) matrix_part(part, x, grad, of_gate_up, of_down, one, two);
                 }
                 combine(g, rows, nullptr, sums, of_x);
             }
 #pragma omp for schedule(dynamic, 1)
             for (size_t p = 0; p < all.size(); p++)
-                matrix_part(all[p], x, rows_of_tokens(grad, all[p].expert), of_gate_up, of_down, one, two);
+                matrix_part(all[p], x, grad, of_gate_up, of_down, one, two);
         }
     }
 };

@@ -187,10 +187,12 @@ template <class Each> void in_panels(int64_t columns, Each each) {
     }
 }
 
-// The first factor of a broad product: its rows are `row` words apart, the words of a row `step`.
+// The first factor of a broad product: its rows are `row` words apart, the words of a row `step`. `which` names them, or they
+// lie one after the other.
 struct Left {
     const Word *at;
     int64_t row, step;
+    const int64_t *which;
 };
 
 // each(V, d) for V vectors of a row from its column d on: blocks of AT_ONCE of them, then the others one by one.
@@ -222,16 +224,16 @@ void broad_tile(const Left &a, const Word *panel, int64_t words, const Target<ty
     for (int r = 0; r < R; r++)
 #pragma GCC unroll 4
         for (int v = 0; v < V; v++) sum[r][v] = _mm512_setzero_ps();
-    const int64_t row = a.row, step = a.step;
-    const Word *low = a.at, *high = a.at + 3 * row;
-    for (int64_t k = 0; k < words; k++, panel += BROAD, low += step, high += step, next.at += next.apart) {
+    const Word *rows[R];
+    for (int r = 0; r < R; r++) rows[r] = a.at + (a.which ? a.which[r] : r) * a.row;
+    for (int64_t k = 0, at = 0; k < words; k++, panel += BROAD, at += a.step, next.at += next.apart) {
         __m512i b[V];
 #pragma GCC unroll 4
         for (int v = 0; v < V; v++) b[v] = _mm512_loadu_si512(panel + v * LANES);
         _mm_prefetch(next.at, _MM_HINT_T1);
 #pragma GCC unroll 6
         for (int r = 0; r < R; r++) {
-            const __m512i factor = _mm512_set1_epi32(word(r < 3 ? low + r * row : high + (r - 3) * row));
+            const __m512i factor = _mm512_set1_epi32(word(rows[r] + at));
 #pragma GCC unroll 4
             for (int v = 0; v < V; v++) sum[r][v] = Type::multiply_add(sum[r][v], factor, b[v]);
         }
