@@ -99,10 +99,18 @@ template <class Type> struct Block {
         for (int64_t d = 0; d < n; d += LINE / sizeof(Number)) ask(row + d);
     }
 
-    // Strip s asks for its lines of the next broad panel, whose numbers lie in rows `stride` apart.
-    static Asked line(const Number *panel, int64_t stride, int64_t s) {
-        const int64_t lines = BROAD * sizeof(Number) / LINE, row = s % Type::PER_WORD, at = s / Type::PER_WORD % lines;
-        return {(const char *)(panel + row * stride) + at * LINE, int64_t(Type::PER_WORD * stride * sizeof(Number))};
+    // What strip s asks for, a line for each of `words`, of the next broad panel: its numbers lie in `rows` rows, `stride` apart.
+    static Asked lines(const Number *panel, int64_t stride, int64_t rows, int64_t words, int64_t s) {
+        constexpr int64_t OF_A_ROW = BROAD * sizeof(Number) / LINE;
+        const int64_t first = s / OF_A_ROW * words;
+        if (first >= rows) return {(const char *)panel, 0};
+        return {(const char *)(panel + first * stride) + s % OF_A_ROW * LINE, int64_t(stride * sizeof(Number))};
+    }
+
+    // While columns [d, d + STRIP) of an expert's result are computed: a part of the first strips of another's gate and up.
+    void ask_for_strips(int64_t expert, int64_t d) const {
+        for (int64_t row = 2 * STRIP * d / e.width; row < 2 * STRIP * (d + STRIP) / e.width; row++)
+            ask_for(gate_up(expert) + (row % STRIP + row / STRIP * e.inner) * e.width, e.width);
     }
 
     // silu(gate) * up of a strip and a panel, into the panel of the second product.
@@ -137,13 +145,15 @@ template <class Type> struct Block {
                 put_columns<Type>(gate, n, kept + 2 * first * e.inner + i, 2 * e.inner);
                 put_columns<Type>(up, n, kept + (2 * first + 1) * e.inner + i, 2 * e.inner);
             });
-        for (int64_t d = 0; d < e.width; d += STRIP)
+        for (int64_t d = 0; d < e.width; d += STRIP) {
+            ask_for_strips(c.following, d);
             in_panels(c.n, [&](int64_t p, int64_t first, int64_t n) {
                 const Number *matrix = down(c.expert) + d * e.inner;
-                const Number *next = d + STRIP == e.width ? gate_up(c.following) : matrix + STRIP * e.inner;
+                const Number *next = d + STRIP == e.width ? matrix : matrix + STRIP * e.inner;
                 strip<Type>(matrix, e.inner, between + p * inner * COLUMNS, inner, n, gate, next);
                 put_columns<Type>(gate, n, rows + (begin + first) * e.width + d, e.width);
             });
+        }
     }
 
     // The gradients of gate and up from `raw`, that of silu(gate) * up without the row's weight, in their place, for
@@ -181,7 +191,7 @@ template <class Type> struct Block {
             const bool last = i + BROAD >= inner;
             pack_columns<Type>({down(c.expert), inner, nullptr}, width, i, columns, panel);
             in_strips(c.n, [&](int64_t s, int64_t r, int64_t n) {
-                const Asked next = last ? line(gate_up(c.expert), width, s) : line(down(c.expert) + i + BROAD, inner, s);
+                const Asked next = last ? lines(gate_up(c.expert), width, 2 * inner, words(width), s) : lines(down(c.expert) + i + BROAD, inner, width, words(width), s);
                 for (int64_t after = r + n; i == 0 && after < std::min(r + 2 * n, c.n); after++) ask_for(grad + tokens[after] * width, width);
                 broad<Type, Float32>({(const Word *)grad, words(width), 1, tokens + r}, n, panel, words(width), columns, {found, BROAD, false}, next);
                 slopes(found, begin + r, n, columns, hidden + 2 * r * inner + i, inners + r * inner + i, of_weights);
@@ -192,7 +202,7 @@ template <class Type> struct Block {
             const bool last = d + BROAD >= width;
             pack_columns<Type>({gate_up(c.expert), width, nullptr}, 2 * inner, d, columns, panel);
             in_strips(c.n, [&](int64_t s, int64_t r, int64_t n) {
-                const Asked next = last ? line(down(c.following), inner, s) : line(gate_up(c.expert) + d + BROAD, width, s);
+                const Asked next = last ? lines(down(c.following), inner, width, 2 * words(inner), s) : lines(gate_up(c.expert) + d + BROAD, width, 2 * inner, 2 * words(inner), s);
                 Number *to = rows + (begin + r) * width + d;
                 broad<Type, Type>(rows_from(hidden + 2 * r * inner, 2 * inner), n, panel, 2 * words(inner), columns, {to, width, false}, next);
             });
