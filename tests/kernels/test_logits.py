@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moekit.kernels.library import library
-from moekit.kernels.logits import Logits, computes
+from moekit.kernels.logits import Logits, computes, gradients, product
 
 needs_tiles = pytest.mark.skipif(
     library() is None or library().moekit_level() < 2, reason="no compiled logits on this machine"
@@ -16,8 +16,8 @@ needs_tiles = pytest.mark.skipif(
 @needs_tiles
 @given(
     seed=st.integers(0, 2**31 - 1),
-    n=st.integers(1, 300),
-    width=st.integers(1, 9),
+    n=st.integers(1, 600),
+    width=st.integers(1, 20),
     experts=st.integers(1, 9),
     dtype=st.sampled_from([torch.float32, torch.bfloat16]),
 )
@@ -56,12 +56,13 @@ def test_other_types_and_widths_are_left_to_torch() -> None:
 
 @needs_tiles
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_logits_do_not_depend_on_threads(dtype: torch.dtype) -> None:
+def test_logits_and_gradients_do_not_depend_on_threads(dtype: torch.dtype) -> None:
     source, threads = torch.Generator().manual_seed(0), torch.get_num_threads()
     x, centroids = (torch.randn(n, 64, generator=source).to(dtype) for n in (1000, 48))
-    found = []
+    grad, found = torch.randn(1000, 48, generator=source).to(dtype), []
     for n in (1, 2, 4):
         torch.set_num_threads(n)
-        found.append(Logits.apply(x, centroids))
+        found.append([product(x, centroids), *gradients(x, centroids, grad)])
     torch.set_num_threads(threads)
-    assert all(torch.equal(each, found[0]) for each in found)
+    for each in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(each, found[0], strict=True))

@@ -7,6 +7,7 @@ import torch
 
 from moekit.kernels.experts import NUMBERS
 from moekit.kernels.library import kernels
+from moekit.kernels.logits import gradients
 from moekit.tensors import Float, Int, Tensor
 
 CHOICE, CHOSEN = Struct("=4q2Q5q2d3i4x"), Struct("=6Q2q")
@@ -111,4 +112,4 @@ def backward(
         return of_x, of_centroids
     of_logits = torch.empty(logits.shape, dtype=x.dtype)
     compiled.moekit_slopes(described, of_logits.data_ptr(), *ends)
-    return of_logits @ centroids, of_logits.T @ x
+    return gradients(x, centroids, of_logits)

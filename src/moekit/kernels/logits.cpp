@@ -1,5 +1,5 @@
 // Products of many rows with a matrix, both in bfloat16 or both in float32, kept in float32: what a router's logits are.
-// A product of two bfloat16 is exact in float32, so that nothing is rounded before the sums are.
+// A product of two bfloat16 is exact in float32, so that nothing is rounded before the sums are. And their gradients.
 
 #include <memory>
 #include <omp.h>
@@ -13,6 +13,8 @@ namespace {
 using namespace tiles;
 
 constexpr int64_t TOGETHER = 4 * COLUMNS;  // rows of x that meet a strip of the matrix while it is in the first cache
+constexpr int64_t ROWS_AT_ONCE = 256;      // of x and its products whose gradients are formed together,
+constexpr int64_t COLUMNS_AT_ONCE = 256;   // and columns of x: packed, they stay in the second cache
 
 template <class Type>
 void products(const typename Type::Number *x, const typename Type::Number *matrix, int64_t n, int64_t width, int64_t out, float *to, int threads) {
@@ -37,6 +39,59 @@ void products(const typename Type::Number *x, const typename Type::Number *matri
     }
 }
 
+// to[n][width] = grad[n][out] matrix[out][width], by as many threads as come.
+template <class Type, class Number>
+void of_rows(const Number *matrix, const Number *grad, int64_t n, int64_t width, int64_t out, Number *to) {
+    const int64_t words = out / Type::PER_WORD, blocks = (n + ROWS_AT_ONCE - 1) / ROWS_AT_ONCE, parts = (width + BROAD - 1) / BROAD;
+    const std::unique_ptr<Word[]> panel(new Word[BROAD * words]);
+#pragma omp for schedule(dynamic, 1) nowait
+    for (int64_t task = 0; task < blocks * parts; task++) {
+        const int64_t begin = task % blocks * ROWS_AT_ONCE, d = task / blocks * BROAD, columns = std::min<int64_t>(BROAD, width - d);
+        pack_columns<Type>({matrix, width, nullptr}, out, d, columns, panel.get());
+        in_strips(std::min(ROWS_AT_ONCE, n - begin), [&](int64_t, int64_t r, int64_t rows) {
+            const Number *own = grad + (begin + r) * out;
+            broad<Type, Type>({(const Word *)own, words, 1, nullptr}, rows, panel.get(), words, columns, {to + (begin + r) * width + d, width, false}, {(const char *)(own + rows * out), LINE});
+        });
+    }
+}
+
+// Rows [from, from + n_rows) of to[out][width] = grad[n][out]^T x[n][width], from column d on: sums in float32 of blocks of
+// rows, whatever the threads.
+template <class Type, class Number>
+void of_matrix_part(const Number *x, const Number *grad, int64_t n, int64_t width, int64_t out, int64_t from, int64_t n_rows, int64_t d, Number *to) {
+    constexpr int64_t WORDS = ROWS_AT_ONCE / Type::PER_WORD;
+    const std::unique_ptr<Word[]> own(new Word[WORDS * BROAD]), panels(new Word[WORDS * COLUMNS_AT_ONCE]);
+    const std::unique_ptr<float[]> sums(new float[n_rows * COLUMNS_AT_ONCE]());
+    const int64_t columns = std::min(COLUMNS_AT_ONCE, width - d);
+    for (int64_t begin = 0; begin < n; begin += ROWS_AT_ONCE) {
+        const int64_t rows = std::min(ROWS_AT_ONCE, n - begin), words = up_to(rows, Type::PER_WORD) / Type::PER_WORD;
+        pack_columns<Type>({x + begin * width, width, nullptr}, rows, d, columns, panels.get());
+        for (int64_t l = 0; l < n_rows; l += BROAD) {
+            const int64_t n_left = std::min<int64_t>(BROAD, n_rows - l);
+            pack_columns<Type>({grad + begin * out, out, nullptr}, rows, from + l, n_left, own.get());
+            for (int64_t p = 0; p < columns; p += BROAD)
+                in_strips(n_left, [&](int64_t, int64_t r, int64_t n_strip) {
+                    float *at = sums.get() + (l + r) * COLUMNS_AT_ONCE + p;
+                    broad<Type, Added>({own.get() + r, 1, BROAD, nullptr}, n_strip, panels.get() + p * words, words, columns - p, {at, COLUMNS_AT_ONCE, false}, {(const char *)own.get(), 0});
+                });
+        }
+    }
+    for (int64_t row = 0; row < n_rows; row++)
+        for (int64_t c = 0; c < columns; c += LANES) Type::store(to + (from + row) * width + d + c, _mm512_loadu_ps(sums.get() + row * COLUMNS_AT_ONCE + c));
+}
+
+template <class Type, class Number>
+void gradients(const Number *x, const Number *matrix, const Number *grad, int64_t n, int64_t width, int64_t out, Number *of_x, Number *of_matrix, int threads) {
+    const int64_t share = up_to((out + threads - 1) / threads, LANES);
+#pragma omp parallel num_threads(threads)
+    {
+        of_rows<Type>(matrix, grad, n, width, out, of_x);
+#pragma omp for schedule(dynamic, 1) collapse(2)
+        for (int64_t d = 0; d < width; d += COLUMNS_AT_ONCE)
+            for (int64_t from = 0; from < out; from += share) of_matrix_part<Type>(x, grad, n, width, out, from, std::min(share, out - from), d, of_matrix);
+    }
+}
+
 }  // namespace
 
 WIDE_END
@@ -47,5 +102,12 @@ extern "C" {
 void moekit_logits(const void *x, const void *matrix, int bits, int64_t n, int64_t width, int64_t out, float *to, int threads, int) {
     if (bits == 16) products<tiles::BFloat16>((const uint16_t *)x, (const uint16_t *)matrix, n, width, out, to, threads);
     else products<tiles::Float32>((const float *)x, (const float *)matrix, n, width, out, to, threads);
+}
+
+// Where `grad` is the gradient of such a product: that of x, grad matrix, and of the matrix, grad^T x. All are of one type.
+void moekit_logits_backward(const void *x, const void *matrix, const void *grad, int bits, int64_t n, int64_t width, int64_t out, void *of_x, void *of_matrix, int threads, int) {
+    using namespace tiles;
+    if (bits == 16) gradients<BFloat16>((const uint16_t *)x, (const uint16_t *)matrix, (const uint16_t *)grad, n, width, out, (uint16_t *)of_x, (uint16_t *)of_matrix, threads);
+    else gradients<Float32>((const float *)x, (const float *)matrix, (const float *)grad, n, width, out, (float *)of_x, (float *)of_matrix, threads);
 }
 }

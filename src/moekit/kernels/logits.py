@@ -1,4 +1,4 @@
-"""A router's logits for many tokens in compiled code: float32 sums of products of bfloat16 or float32 (AVX512)."""
+"""A router's logits for many tokens, and their gradients, in compiled code: sums in float32 (AVX512)."""
 
 from typing import Any
 
@@ -27,6 +27,20 @@ def product(x: Float[Tensor, "T D"], centroids: Float[Tensor, "E D"]) -> Float[T
     return found
 
 
+def gradients(
+    x: Float[Tensor, "T D"], centroids: Float[Tensor, "E D"], grad: Float[Tensor, "T E"]
+) -> tuple[Float[Tensor, "T D"], Float[Tensor, "E D"]]:
+    """Those of `x` and `centroids` that follow from `grad`, the one of their product.
+
+    All are of one type and contiguous; sums are float32. Call only where `computes`.
+    """
+    found = torch.empty_like(x), torch.empty_like(centroids)
+    pointers = (each.data_ptr() for each in (x, centroids, grad))
+    sizes, threads = (NUMBERS[x.dtype], *x.shape, len(centroids)), torch.get_num_threads()
+    kernels().moekit_logits_backward(*pointers, *sizes, *(each.data_ptr() for each in found), threads, 2)
+    return found
+
+
 class Logits(torch.autograd.Function):
     """`product`, whose gradient is rounded to the type of `x`, as that of any product of this type."""
 
@@ -38,5 +52,4 @@ class Logits(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         x, centroids = ctx.saved_tensors
-        grad = grads[0].to(x.dtype)
-        return grad @ centroids, grad.T @ x
+        return gradients(x, centroids, grads[0].to(x.dtype).contiguous())

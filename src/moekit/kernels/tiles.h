@@ -53,6 +53,14 @@ struct Float32 {
     }
 };
 
+// What is found is added to what is there.
+struct Added : Float32 {
+    template <int V> static inline void store(Number *to, const __m512 (&values)[V], bool) {
+#pragma GCC unroll 4
+        for (int v = 0; v < V; v++) _mm512_storeu_ps(to + v * LANES, _mm512_add_ps(_mm512_loadu_ps(to + v * LANES), values[v]));
+    }
+};
+
 struct BFloat16 {
     using Number = uint16_t;
     static constexpr int PER_WORD = 2;
