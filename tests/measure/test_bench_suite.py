@@ -1,13 +1,19 @@
 """Every work runs, with every peer, and says what it measured."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from moekit.cli.bench_text import COLUMNS, lines, markdown, number, table, write
 from moekit.measure.bench.names import ALL, KINDS
-from moekit.measure.bench.suite import WORKS, Result, bench
+from moekit.measure.bench.setting import QUICK, Setting
+from moekit.measure.bench.shapes import quick_sizes
+from moekit.measure.bench.suite import WORKS, Result, bench, measured
 
 pytest.importorskip("llama_cpp")
 
@@ -121,3 +127,28 @@ def test_a_reader_is_told_of_unsteady_timings(result: Result) -> None:
 @pytest.mark.parametrize(("value", "text"), [(1234.5, "1,234"), (99.96, "100"), (0.01234, "0.0123"), (7.0, "7")])
 def test_numbers_have_three_digits_or_all_before_the_point(value: float, text: str) -> None:
     assert number(value) == text
+
+
+def test_what_moekit_does_is_measured_where_a_peer_fails(tmp_path: Path) -> None:
+    (tmp_path / "random.gguf").write_bytes(b"no model")
+    said: list[str] = []
+    setting = Setting(quick_sizes(), QUICK, frozenset(["llama.cpp"]), tmp_path, said.append)
+    (row,) = measured("model-decode-int4", setting)
+    assert row.moekit > 0
+    assert row.peers == ()
+    assert any("a peer failed (llama.cpp cannot open" in text for text in said)
+
+
+def test_a_bench_that_is_told_to_end_clears_its_folder_away(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "moekit", "bench", "--quick", "generate-start-int4"]
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr is not None
+        next(line for line in process.stderr if "measuring generate-start-int4" in line)
+        assert list(tmp_path.glob("moekit-bench-*"))
+        process.send_signal(signal.SIGTERM)
+        process.communicate()
+    assert process.returncode == 128 + signal.SIGTERM
+    assert not list(tmp_path.glob("moekit-bench-*"))

@@ -4,8 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -14,6 +13,7 @@ from moekit.checkpoint.save import save
 from moekit.config.errors import InputError
 from moekit.config.model import ModelConfig
 from moekit.measure.bench.limits import dense_product, reading
+from moekit.measure.bench.processes import Job, in_processes
 from moekit.measure.bench.quantised_layer import GROUPS
 from moekit.measure.bench.row import Row, rate_row, time_row
 from moekit.measure.bench.setting import Setting
@@ -44,17 +44,8 @@ def prefill(setting: Setting) -> Iterator[Row]:
         model.head(states[:, -1])
 
     limit = dense_product("bfloat16", setting.sizes.side, 1 / flops_of_a_token(config))
-    with ExitStack() as opened:
-        entrants = [Entrant(OURS, "", length, clocked(ours)), limit]
-        if llama_cpp.NAME in setting.peers:
-            theirs = opened.enter_context(_llama(setting))
-
-            def other() -> None:
-                theirs.forget()
-                theirs.read(ids)
-
-            entrants.append(Entrant(llama_cpp.NAME, VARIANT, length, clocked(other)))
-        timings = take_turns(entrants, setting.pace)
+    with in_processes(_llama(setting, llama_cpp.prompt_reading, ids), float(length)) as theirs:
+        timings = take_turns([Entrant(OURS, "", length, clocked(ours)), limit, *theirs], setting.pace)
     label = f"model, prompt of {length} tokens, 4 bits: {describe(config)}"
     yield rate_row("model-prefill-int4", "prefill", label, "tokens/s", timings)
 
@@ -62,17 +53,9 @@ def prefill(setting: Setting) -> Iterator[Row]:
 def decode(setting: Setting) -> Iterator[Row]:
     """One token after the other, behind a short text."""
     model = random_quantised(setting.sizes.deep, GROUPS)
-    tokens_in_read = 1 / bytes_of_a_token(model)
-    with ExitStack() as opened:
-        entrants = [
-            Entrant(OURS, "", 1, clocked(_decoding(model))),
-            reading(setting.sizes.read_bytes, tokens_in_read),
-        ]
-        if llama_cpp.NAME in setting.peers:
-            theirs = opened.enter_context(_llama(setting))
-            theirs.read(BEGINNING)
-            entrants.append(Entrant(llama_cpp.NAME, VARIANT, 1, clocked(lambda: theirs.read(BEGINNING[:1]))))
-        timings = take_turns(entrants, setting.pace)
+    limit = reading(setting.sizes.read_bytes, 1 / bytes_of_a_token(model))
+    with in_processes(_llama(setting, llama_cpp.decoding, BEGINNING), 1.0) as theirs:
+        timings = take_turns([Entrant(OURS, "", 1, clocked(_decoding(model))), limit, *theirs], setting.pace)
     label = f"model, decoding, 4 bits: {describe(setting.sizes.deep)}"
     ours = next(timing for timing in timings if timing.program == OURS)
     details = {"GB/s": bytes_of_a_token(model) / ours.seconds / 1e9}
@@ -134,8 +117,11 @@ def _process(arguments: list[str]) -> Callable[[], object]:
     return work
 
 
-def _llama(setting: Setting) -> llama_cpp.Opened:
-    return llama_cpp.Opened(_gguf(setting), torch.get_num_threads())
+def _llama(setting: Setting, make: Callable[..., Callable[[], None]], ids: Sequence[int]) -> list[Job]:
+    """llama.cpp's part, if it takes one: in a process of its own, which may die without ours."""
+    if llama_cpp.NAME not in setting.peers:
+        return []
+    return [Job(llama_cpp.NAME, VARIANT, make, (_gguf(setting), torch.get_num_threads(), ids))]
 
 
 def _gguf(setting: Setting) -> Path:

@@ -77,4 +77,7 @@ def _processor() -> tuple[str, tuple[str, ...]]:
         fields.setdefault(key.strip(), value.strip())
     own = fields.get("flags", "").split()
     name = fields.get("model name") or platform.processor() or platform.machine()
+    if "cpu family" in fields:
+        # Clouds call processors of several generations by one name.
+        name += f" (family {fields['cpu family']}, model {fields['model']})"
     return name, tuple(flag for flag in FLAGS if flag in own)

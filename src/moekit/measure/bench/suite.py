@@ -1,11 +1,15 @@
 """All works by name, and how they are run one after the other."""
 
+import signal
+import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from moekit.config.errors import InputError
 from moekit.measure.bench import generation, granularity, layer, model, quantised_layer, share
 from moekit.measure.bench.host import Host, this_host
 from moekit.measure.bench.row import Row, as_json
@@ -46,12 +50,33 @@ class Result(NamedTuple):
 
 def bench(works: Iterable[str], peers: Iterable[str], quick: bool, say: Callable[[str], None]) -> Result:
     """Measure `works` (see WORKS) beside `peers`, which must be installed. `quick` takes shapes that mean nothing."""
-    with tempfile.TemporaryDirectory(prefix="moekit-bench-") as folder:
+    with _terminable(), tempfile.TemporaryDirectory(prefix="moekit-bench-") as folder:
         sizes, pace = (quick_sizes(), QUICK) if quick else (full_sizes(), FULL)
         setting = Setting(sizes, pace, frozenset(peers), Path(folder), say)
         say("measuring the machine's limits")
         host, rows = this_host(setting), list[Row]()
         for name in works:
             say(f"measuring {name}")
-            rows += WORKS[name](setting)
+            rows += measured(name, setting)
     return Result(host, tuple(rows))
+
+
+def measured(name: str, setting: Setting) -> tuple[Row, ...]:
+    """The rows of a work; without peers where one of them fails: what was measured until then must not be lost."""
+    try:
+        return tuple(WORKS[name](setting))
+    except Exception as error:
+        if not setting.peers or isinstance(error, InputError):
+            raise
+        setting.say(f"{name}: a peer failed ({error}); measuring it without peers")
+        return tuple(WORKS[name](setting._replace(peers=frozenset())))
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """A request to end is an exit like any other, so that folders and processes are cleared away."""
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

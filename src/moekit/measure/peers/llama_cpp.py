@@ -4,7 +4,7 @@ Knows no torch, so that such a process starts as fast as it can."""
 
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -55,6 +55,24 @@ class Opened:
         if self.llama.llama_decode(self.context, self.llama.llama_batch_get_one(tokens, len(ids))):
             raise RuntimeError("llama.cpp could not decode")
         self.llama.llama_synchronize(self.context)
+
+
+def prompt_reading(path: Path, threads: int, ids: Sequence[int]) -> Callable[[], None]:
+    """Reading `ids` as a new text."""
+    model = Opened(path, threads)
+
+    def work() -> None:
+        model.forget()
+        model.read(ids)
+
+    return work
+
+
+def decoding(path: Path, threads: int, beginning: Sequence[int]) -> Callable[[], None]:
+    """Reading one more token, the first of `beginning`, behind that and those before."""
+    model = Opened(path, threads)
+    model.read(beginning)
+    return lambda: model.read(beginning[:1])
 
 
 def main(path: str, threads: str) -> None:
