@@ -4,7 +4,6 @@
 // other dimension is packed: so no matrix is ever transposed. Hidden values are kept as rows of [gate, up], one a token.
 
 #include <malloc.h>
-#include <memory>
 #include <omp.h>
 #include <vector>
 
@@ -45,11 +44,10 @@ struct Chunk { int64_t expert, begin, n, following; };
 struct Part { int64_t expert, begin, n; bool down; };
 
 struct Scratch {
-    std::unique_ptr<Word[]> room;
-    int64_t size = 0;
+    rows::Buffer<Word> room;
     template <class T> T *take(int64_t bytes) {
-        if (bytes > size) room.reset(new Word[bytes / 4 + 16]), size = bytes;
-        return (T *)room.get();
+        if (bytes > int64_t(4 * room.size())) room = rows::Buffer<Word>(bytes / 4 + LANES);
+        return (T *)room.data();
     }
 };
 
@@ -132,7 +130,7 @@ template <class Type> struct Block {
         Word *in = one.take<Word>(packed(e.width, c.n)), *between = two.take<Word>(packed(e.inner, c.n));
         Number *kept = e.hidden ? (Number *)e.hidden[c.expert] + 2 * c.begin * e.inner : nullptr;
         in_panels(c.n, [&](int64_t p, int64_t first, int64_t n) { pack_rows(x, e.width, e.tokens + begin + first, n, e.bounds[e.n_experts] - begin - first, width, in + p * width * COLUMNS); });
-        Found gate, up;
+        alignas(LINE) Found gate, up;
         for (int64_t i = 0; i < e.inner; i += STRIP)
             in_panels(c.n, [&](int64_t p, int64_t first, int64_t n) {
                 const Number *matrix = gate_up(c.expert) + i * e.width, *other = matrix + e.inner * e.width;
@@ -185,7 +183,7 @@ template <class Type> struct Block {
         Word *panel = one.take<Word>(4 * BROAD * words(std::max(width, 2 * inner)));
         std::fill_n(of_weights + begin, c.n, 0.0f);
         Number *hidden = (Number *)e.hidden[c.expert] + 2 * c.begin * inner, *inners = (Number *)e.inners[c.expert] + c.begin * inner;
-        float found[BROAD_ROWS * BROAD];
+        alignas(LINE) float found[BROAD_ROWS * BROAD];
         for (int64_t i = 0; i < inner; i += BROAD) {
             const int64_t columns = std::min<int64_t>(BROAD, inner - i);
             const bool last = i + BROAD >= inner;

@@ -1,7 +1,6 @@
 // Products of many rows with a matrix, both in bfloat16 or both in float32, kept in float32: what a router's logits are.
 // A product of two bfloat16 is exact in float32, so that nothing is rounded before the sums are. And their gradients.
 
-#include <memory>
 #include <omp.h>
 
 #include "tiles.h"
@@ -21,9 +20,9 @@ void products(const typename Type::Number *x, const typename Type::Number *matri
     const int64_t words = width / Type::PER_WORD;
 #pragma omp parallel num_threads(threads)
     {
-        const std::unique_ptr<Word[]> in(new Word[words * TOGETHER]);
-        const std::unique_ptr<int64_t[]> which(new int64_t[TOGETHER]);
-        Found found;
+        rows::Buffer<Word> in(words * TOGETHER);
+        std::vector<int64_t> which(TOGETHER);
+        alignas(LINE) Found found;
 #pragma omp for schedule(dynamic, 1)
         for (int64_t begin = 0; begin < n; begin += TOGETHER) {
             const int64_t size = std::min(TOGETHER, n - begin);
@@ -43,14 +42,14 @@ void products(const typename Type::Number *x, const typename Type::Number *matri
 template <class Type, class Number>
 void of_rows(const Number *matrix, const Number *grad, int64_t n, int64_t width, int64_t out, Number *to) {
     const int64_t words = out / Type::PER_WORD, blocks = (n + ROWS_AT_ONCE - 1) / ROWS_AT_ONCE, parts = (width + BROAD - 1) / BROAD;
-    const std::unique_ptr<Word[]> panel(new Word[BROAD * words]);
+    rows::Buffer<Word> panel(BROAD * words);
 #pragma omp for schedule(dynamic, 1) nowait
     for (int64_t task = 0; task < blocks * parts; task++) {
         const int64_t begin = task % blocks * ROWS_AT_ONCE, d = task / blocks * BROAD, columns = std::min<int64_t>(BROAD, width - d);
-        pack_columns<Type>({matrix, width, nullptr}, out, d, columns, panel.get());
+        pack_columns<Type>({matrix, width, nullptr}, out, d, columns, panel.data());
         in_strips(std::min(ROWS_AT_ONCE, n - begin), [&](int64_t, int64_t r, int64_t rows) {
             const Number *own = grad + (begin + r) * out;
-            broad<Type, Type>({(const Word *)own, words, 1, nullptr}, rows, panel.get(), words, columns, {to + (begin + r) * width + d, width, false}, {(const char *)(own + rows * out), LINE});
+            broad<Type, Type>({(const Word *)own, words, 1, nullptr}, rows, panel.data(), words, columns, {to + (begin + r) * width + d, width, false}, {(const char *)(own + rows * out), LINE});
         });
     }
 }
@@ -60,24 +59,24 @@ void of_rows(const Number *matrix, const Number *grad, int64_t n, int64_t width,
 template <class Type, class Number>
 void of_matrix_part(const Number *x, const Number *grad, int64_t n, int64_t width, int64_t out, int64_t from, int64_t n_rows, int64_t d, Number *to) {
     constexpr int64_t WORDS = ROWS_AT_ONCE / Type::PER_WORD;
-    const std::unique_ptr<Word[]> own(new Word[WORDS * BROAD]), panels(new Word[WORDS * COLUMNS_AT_ONCE]);
-    const std::unique_ptr<float[]> sums(new float[n_rows * COLUMNS_AT_ONCE]());
+    rows::Buffer<Word> own(WORDS * BROAD), panels(WORDS * COLUMNS_AT_ONCE);
+    rows::Buffer<float> sums(n_rows * COLUMNS_AT_ONCE, 0.0f);
     const int64_t columns = std::min(COLUMNS_AT_ONCE, width - d);
     for (int64_t begin = 0; begin < n; begin += ROWS_AT_ONCE) {
         const int64_t rows = std::min(ROWS_AT_ONCE, n - begin), words = up_to(rows, Type::PER_WORD) / Type::PER_WORD;
-        pack_columns<Type>({x + begin * width, width, nullptr}, rows, d, columns, panels.get());
+        pack_columns<Type>({x + begin * width, width, nullptr}, rows, d, columns, panels.data());
         for (int64_t l = 0; l < n_rows; l += BROAD) {
             const int64_t n_left = std::min<int64_t>(BROAD, n_rows - l);
-            pack_columns<Type>({grad + begin * out, out, nullptr}, rows, from + l, n_left, own.get());
+            pack_columns<Type>({grad + begin * out, out, nullptr}, rows, from + l, n_left, own.data());
             for (int64_t p = 0; p < columns; p += BROAD)
                 in_strips(n_left, [&](int64_t, int64_t r, int64_t n_strip) {
-                    float *at = sums.get() + (l + r) * COLUMNS_AT_ONCE + p;
-                    broad<Type, Added>({own.get() + r, 1, BROAD, nullptr}, n_strip, panels.get() + p * words, words, columns - p, {at, COLUMNS_AT_ONCE, false}, {(const char *)own.get(), 0});
+                    float *at = sums.data() + (l + r) * COLUMNS_AT_ONCE + p;
+                    broad<Type, Added>({own.data() + r, 1, BROAD, nullptr}, n_strip, panels.data() + p * words, words, columns - p, {at, COLUMNS_AT_ONCE, false}, {(const char *)own.data(), 0});
                 });
         }
     }
     for (int64_t row = 0; row < n_rows; row++)
-        for (int64_t c = 0; c < columns; c += LANES) Type::store(to + (from + row) * width + d + c, _mm512_loadu_ps(sums.get() + row * COLUMNS_AT_ONCE + c));
+        for (int64_t c = 0; c < columns; c += LANES) Type::store(to + (from + row) * width + d + c, _mm512_loadu_ps(sums.data() + row * COLUMNS_AT_ONCE + c));
 }
 
 template <class Type, class Number>

@@ -5,9 +5,9 @@
 #include <cstdint>
 #include <cstring>
 #include <immintrin.h>
-#include <new>
 #include <omp.h>
-#include <vector>
+
+#include "lines.h"
 
 #define AVX2 __attribute__((target("avx2,fma,f16c")))
 #define AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16,avx2,fma,f16c")))
@@ -54,20 +54,6 @@ inline uint16_t to_bf16(float value) {
     if ((bits & 0x7fffffff) > 0x7f800000) return uint16_t((bits >> 16) | 0x40);
     return uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
 }
-
-// Memory that begins with a cache line, so that no vector lies in two; its numbers begin as whatever was there.
-template <class T> struct Lines {
-    using value_type = T;
-    Lines() = default;
-    template <class U> Lines(const Lines<U> &) {}
-    T *allocate(size_t n) { return static_cast<T *>(::operator new(n * sizeof(T), std::align_val_t(64))); }
-    void deallocate(T *p, size_t) { ::operator delete(p, std::align_val_t(64)); }
-    void construct(T *) {}
-    template <class U> void construct(T *at, const U &value) { *at = value; }
-    template <class U> bool operator==(const Lines<U> &) const { return true; }
-    template <class U> bool operator!=(const Lines<U> &) const { return false; }
-};
-template <class T> using Buffer = std::vector<T, Lines<T>>;
 
 // Rows of x as a matrix wants them: bfloat16, or 8-bit numbers with a step and a sum for each group. Rows of numbers are
 // padded with zeros to whole blocks of 128, and their groups to 16. With 4 bits a block lies as the bytes of a row do

@@ -11,6 +11,7 @@
 #include <cstring>
 #include <utility>
 
+#include "lines.h"
 #include "wide.h"
 
 WIDE_BEGIN
@@ -23,7 +24,7 @@ constexpr int VECTORS = 3;               // vectors of a panel
 constexpr int COLUMNS = LANES * VECTORS;
 constexpr int ROWS = 8;                  // rows of a tile: 24 sums, 3 columns and one factor are 28 of 32 registers
 constexpr int STRIP = 2 * ROWS;          // rows that are finished together, as many as a vector has lanes
-using Found = float[STRIP * COLUMNS];    // a strip times a panel
+using Found = float[STRIP * COLUMNS];    // a strip times a panel; it should begin with a line
 constexpr int BROAD = 4 * LANES;         // columns of a broad panel: whole cache lines of any type
 constexpr int BROAD_ROWS = 6;            // rows of its tiles: 24 sums, 4 columns and one factor
 constexpr int LINE = 64;                 // bytes
