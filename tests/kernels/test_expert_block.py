@@ -23,10 +23,23 @@ pytestmark = pytest.mark.skipif(
 ROUNDING = {torch.float32: 1e-5, torch.bfloat16: 2**-6}
 
 
+def beginning_at(begin: int, numbers: Tensor) -> Tensor:
+    """The same, as many numbers behind the beginning of its memory, as matrices of a mapped file may lie."""
+    memory = numbers.new_empty(begin + numbers.numel())
+    return memory[begin:].view(numbers.shape).copy_(numbers)
+
+
 class Case:
     """Tokens, experts and a routing with empty experts and empty places."""
 
-    def __init__(self, seed: int, dtype: torch.dtype, sizes: tuple[int, int, int, int, int], skew: float = 2.0) -> None:
+    def __init__(
+        self,
+        seed: int,
+        dtype: torch.dtype,
+        sizes: tuple[int, int, int, int, int],
+        skew: float = 2.0,
+        begin: int = 0,
+    ) -> None:
         n_tokens, n_experts, top_k, width, inner = sizes
         source = torch.Generator().manual_seed(seed)
         popularity = skew * torch.rand(n_experts, generator=source).cumsum(0)
@@ -36,8 +49,9 @@ class Case:
         self.weights = torch.rand(chosen.shape, generator=source).requires_grad_()
         self.routing = Routing(chosen, self.weights, noise, noise)
         self.x = torch.randn(n_tokens, width, generator=source).to(dtype).requires_grad_()
-        self.gate_up = torch.randn(n_experts, 2 * inner, width, generator=source).mul_(width**-0.5).to(dtype)
-        self.down = torch.randn(n_experts, width, inner, generator=source).mul_(inner**-0.5).to(dtype)
+        gate_up = torch.randn(n_experts, 2 * inner, width, generator=source).mul_(width**-0.5).to(dtype)
+        down = torch.randn(n_experts, width, inner, generator=source).mul_(inner**-0.5).to(dtype)
+        self.gate_up, self.down = beginning_at(begin, gate_up), beginning_at(begin, down)
         self.direction = torch.randn(n_tokens, width, generator=source).to(dtype)
 
     def leaves(self) -> tuple[Tensor, ...]:
@@ -66,7 +80,8 @@ def cases(draw: st.DrawFn) -> Case:
         draw(st.sampled_from([16, 48, 64])),
     )
     dtype = draw(st.sampled_from([torch.float32, torch.bfloat16]))
-    return Case(draw(st.integers(0, 2**31 - 1)), dtype, sizes, draw(st.sampled_from([0.0, 0.3, 2.0])))
+    skew, begin = draw(st.sampled_from([0.0, 0.3, 2.0])), draw(st.sampled_from([0, 1, 4, 16, 32]))
+    return Case(draw(st.integers(0, 2**31 - 1)), dtype, sizes, skew, begin)
 
 
 def check(case: Case) -> None:

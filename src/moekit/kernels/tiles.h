@@ -49,8 +49,8 @@ struct Float32 {
     // The words of 16 columns at rows `from` and, for types of two numbers a word, `after`.
     static inline __m512i words(const Number *from, const Number *) { return _mm512_loadu_si512(from); }
     static inline __m512i words(__m512 value, __m512) { return _mm512_castps_si512(value); }
-    static inline void put_words(Word *to, const Number *from, const Number *) {
-        for (int v = 0; v < 2; v++) _mm512_storeu_si512(to + v * LANES, _mm512_loadu_si512(from + v * LANES));
+    static inline void two_words(const Number *from, const Number *, __m512i &first, __m512i &second) {
+        first = _mm512_loadu_si512(from), second = _mm512_loadu_si512(from + LANES);
     }
 };
 
@@ -98,13 +98,12 @@ struct BFloat16 {
         return _mm512_or_si512(low, _mm512_slli_epi32(high, 16));
     }
     // The words of 32 columns.
-    static inline void put_words(Word *to, const Number *from, const Number *after) {
+    static inline void two_words(const Number *from, const Number *after, __m512i &first, __m512i &second) {
         const __m512i low = _mm512_loadu_si512(from), high = after ? _mm512_loadu_si512(after) : _mm512_setzero_si512();
         const __m512i lanes = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
-        const __m512i first = _mm512_or_si512(lanes, _mm512_slli_epi32(_mm512_add_epi32(lanes, _mm512_set1_epi32(32)), 16));
-        const __m512i second = _mm512_add_epi16(first, _mm512_set1_epi16(16));
-        _mm512_storeu_si512(to, _mm512_permutex2var_epi16(low, first, high));
-        _mm512_storeu_si512(to + LANES, _mm512_permutex2var_epi16(low, second, high));
+        const __m512i order = _mm512_or_si512(lanes, _mm512_slli_epi32(_mm512_add_epi32(lanes, _mm512_set1_epi32(32)), 16));
+        first = _mm512_permutex2var_epi16(low, order, high);
+        second = _mm512_permutex2var_epi16(low, _mm512_add_epi16(order, _mm512_set1_epi16(16)), high);
     }
 };
 
@@ -225,9 +224,32 @@ struct Asked {
     int64_t apart;
 };
 
+// A broad panel. Where `from` is given, it is packed now, from a matrix whose rows run along the inner dimension, for those
+// who need it later.
+template <class Number> struct Panel {
+    Word *at;
+    const Number *from;
+    int64_t stride;
+};
+
+// The first V vectors of a word of a broad panel, from the rows of a matrix that lie there. Rows that are met soon are asked for.
+template <class Type, int V>
+inline void take_words(const typename Type::Number *row, int64_t stride, __m512i (&found)[V]) {
+    constexpr int64_t NUMBERS = LINE / sizeof(*row);
+    const auto *other = row + (Type::PER_WORD - 1) * stride, *soon = row + 4 * Type::PER_WORD * stride;
+#pragma GCC unroll 4
+    for (int64_t c = 0; c < V * LANES; c += NUMBERS) {
+        ask(soon + c);
+        if (Type::PER_WORD == 2) ask(soon + stride + c);
+    }
+#pragma GCC unroll 2
+    for (int v = 0; v + 1 < V; v += 2) Type::two_words(row + v * LANES, other + v * LANES, found[v], found[v + 1]);
+    if (V % 2) found[V - 1] = Type::words(row + (V - 1) * LANES, other + (V - 1) * LANES);
+}
+
 // to[R][V * LANES] = rows of `a` times the first V vectors of a broad panel.
-template <class Type, class Out, int R, int V>
-void broad_tile(const Left &a, const Word *panel, int64_t words, const Target<typename Out::Number> &to, Asked next) {
+template <class Type, class Out, bool PACKS, int R, int V>
+void broad_tile(const Left &a, const Panel<typename Type::Number> &panel, int64_t words, const Target<typename Out::Number> &to, Asked next) {
     __m512 sum[R][V];
 #pragma GCC unroll 6
     for (int r = 0; r < R; r++)
@@ -235,10 +257,16 @@ void broad_tile(const Left &a, const Word *panel, int64_t words, const Target<ty
         for (int v = 0; v < V; v++) sum[r][v] = _mm512_setzero_ps();
     const Word *rows[R];
     for (int r = 0; r < R; r++) rows[r] = a.at + (a.which ? a.which[r] : r) * a.row;
-    for (int64_t k = 0, at = 0; k < words; k++, panel += BROAD, at += a.step, next.at += next.apart) {
+    Word *column = panel.at;
+    const auto *from = panel.from;
+    const int64_t stride = panel.stride, step = a.step;
+    for (int64_t k = 0, at = 0; k < words; k++, column += BROAD, at += step, next.at += next.apart) {
         __m512i b[V];
+        if (PACKS) take_words<Type, V>(from, stride, b), from += Type::PER_WORD * stride;
 #pragma GCC unroll 4
-        for (int v = 0; v < V; v++) b[v] = _mm512_loadu_si512(panel + v * LANES);
+        for (int v = 0; v < V; v++)
+            if (PACKS) _mm512_storeu_si512(column + v * LANES, b[v]);
+            else b[v] = _mm512_loadu_si512(column + v * LANES);
         _mm_prefetch(next.at, _MM_HINT_T1);
 #pragma GCC unroll 6
         for (int r = 0; r < R; r++) {
@@ -251,18 +279,20 @@ void broad_tile(const Left &a, const Word *panel, int64_t words, const Target<ty
     for (int r = 0; r < R; r++) Out::template store<V>(to.at + r * to.stride, sum[r], to.past_caches);
 }
 
-template <class Type, class Out> using BroadTile = decltype(&broad_tile<Type, Out, 1, 1>);
+template <class Type, class Out> using BroadTile = decltype(&broad_tile<Type, Out, false, 1, 1>);
 
-template <class Type, class Out, int... N>
+template <class Type, class Out, bool PACKS, int... N>
 constexpr std::array<BroadTile<Type, Out>, sizeof...(N)> broad_tiles(std::integer_sequence<int, N...>) {
-    return {broad_tile<Type, Out, N / 4 + 1, N % 4 + 1>...};
+    return {broad_tile<Type, Out, PACKS, N / 4 + 1, N % 4 + 1>...};
 }
 
 // to[n][..] = n rows of `a`, BROAD_ROWS at most, times the first `columns` columns of a broad panel.
 template <class Type, class Out>
-void broad(const Left &a, int64_t n, const Word *panel, int64_t words, int64_t columns, const Target<typename Out::Number> &to, Asked next) {
-    static constexpr auto TILES = broad_tiles<Type, Out>(std::make_integer_sequence<int, 4 * BROAD_ROWS>());
-    TILES[4 * (n - 1) + (std::min<int64_t>(columns, BROAD) + LANES - 1) / LANES - 1](a, panel, words, to, next);
+void broad(const Left &a, int64_t n, const Panel<typename Type::Number> &panel, int64_t words, int64_t columns, const Target<typename Out::Number> &to, Asked next) {
+    constexpr auto ALL = std::make_integer_sequence<int, 4 * BROAD_ROWS>();
+    static constexpr auto TILES = broad_tiles<Type, Out, false>(ALL), PACKING = broad_tiles<Type, Out, true>(ALL);
+    const int64_t which = 4 * (n - 1) + (std::min<int64_t>(columns, BROAD) + LANES - 1) / LANES - 1;
+    (panel.from ? PACKING : TILES)[which](a, panel, words, to, next);
 }
 
 // each(s, begin, n) for strip s of `rows` rows: n of them, BROAD_ROWS at most and in all strips nearly alike.
@@ -310,8 +340,12 @@ void pack_columns(const Rows<typename Type::Number> &x, int64_t n, int64_t from,
             ask(next + c);
             if (Type::PER_WORD == 2) ask(after + c);
             Word *to = panels + c / BROAD * words * BROAD + k * BROAD + c % BROAD;
-            if (width - c > LANES) Type::put_words(to, a + c, b ? b + c : nullptr);
-            else _mm512_storeu_si512(to, Type::words(a + c, b ? b + c : nullptr));
+            __m512i first, second;
+            if (width - c > LANES) {
+                Type::two_words(a + c, b ? b + c : nullptr, first, second);
+                _mm512_storeu_si512(to, first);
+                _mm512_storeu_si512(to + LANES, second);
+            } else _mm512_storeu_si512(to, Type::words(a + c, b ? b + c : nullptr));
         }
     }
 }
