@@ -3,7 +3,6 @@
 // matrices are read where they lie and tokens are packed as columns; backward, tokens are rows, and what runs along the
 // other dimension is packed: so no matrix is ever transposed. Hidden values are kept as rows of [gate, up], one a token.
 
-#include <malloc.h>
 #include <omp.h>
 #include <vector>
 
@@ -360,15 +359,6 @@ template <class Type> struct Block {
 WIDE_END
 
 extern "C" {
-
-// From now on the C library keeps what is freed for what is asked for next: a page that is new to the process takes ten
-// times as long to write as one that is not, and each training step asks for the same memory again.
-void moekit_keep_memory() {
-#ifdef __GLIBC__
-    mallopt(M_MMAP_THRESHOLD, 1 << 30);
-    mallopt(M_TRIM_THRESHOLD, INT32_MAX);
-#endif
-}
 
 // `rows` is room for the rows of the longest group, `sums` for [n_tokens, width] where there are several groups.
 void moekit_experts_forward(const moekit_experts *e, const void *x, void *rows, float *sums, void *out) {

@@ -83,7 +83,7 @@ def backward(
     block.for_each_expert("hidden", hidden)
     block.for_each_expert("inners", block.new(1))
     weights = rows.weights.new_empty(rows.bounds[-1])
-    of = Gradients(torch.empty_like(block.x), weights, torch.empty_like(gate_up), torch.empty_like(down))
+    of = Gradients(torch.empty_like(block.x), weights, *(_in_large_pages(torch.empty_like(m)) for m in (gate_up, down)))
     kernels().moekit_experts_backward(*block.arguments(grad.data_ptr()), *(each.data_ptr() for each in of))
     return of
 
@@ -104,8 +104,8 @@ class _Described:
         self.inner = (down if isinstance(down, Tensor) else next(m for m in down if m is not None)).shape[-1]
         self.bounds, self.groups = np.asarray(rows.bounds, np.int64), np.asarray(rows.groups, np.int64)
         self.sizes: list[int] = np.diff(self.bounds[self.groups]).tolist()
-        self.room = x.new_empty(max(self.sizes), width)
-        self.sums = rows.weights.new_empty(len(x), width) if len(self.groups) > 2 else None
+        self.room = _in_large_pages(x.new_empty(max(self.sizes), width))
+        self.sums = _in_large_pages(rows.weights.new_empty(len(x), width)) if len(self.groups) > 2 else None
         self.kept: list[object] = []
         self.block = ExpertBlock(
             n_experts=len(rows.bounds) - 1,
@@ -126,7 +126,7 @@ class _Described:
 
     def new(self, matrices: int) -> list[Tensor]:
         """Memory for rows of `matrices` times I numbers, group by group: in pieces that glibc keeps."""
-        return [self.x.new_empty(size, matrices * self.inner) for size in self.sizes]
+        return [_in_large_pages(self.x.new_empty(size, matrices * self.inner)) for size in self.sizes]
 
     def for_each_expert(self, name: str, pieces: list[Tensor]) -> list[Tensor]:
         """Let the field `name` hold where each expert's part of `pieces`, as from `new`, begins."""
@@ -144,6 +144,11 @@ class _Described:
     def _point(self, name: str, values: "Tensor | np.ndarray[Any, np.dtype[np.int64]]") -> None:
         setattr(self.block, name, values.data_ptr() if isinstance(values, Tensor) else values.ctypes.data)
         self.kept.append(values)
+
+
+def _in_large_pages(memory: Tensor) -> Tensor:
+    kernels().moekit_large_pages(memory.data_ptr(), memory.nbytes)
+    return memory
 
 
 def expert_groups(bounds: Sequence[int], row_bytes: int, group_bytes: int = GROUP) -> tuple[int, ...]:

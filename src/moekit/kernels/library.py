@@ -52,6 +52,7 @@ SIGNATURES: dict[str, tuple[Any, ...]] = {
     "moekit_norm_rows": (*[c_void_p] * 5, c_int64, c_int64, c_float, *[c_int] * 3),
     "moekit_squares": (c_void_p, c_int64, POINTER(c_double), c_int, c_int),
     "moekit_keep_memory": (),
+    "moekit_large_pages": (c_void_p, c_int64),
     "moekit_logits": (c_void_p, c_void_p, c_int, *[c_int64] * 3, c_void_p, c_int, c_int),
     "moekit_logits_backward": (*[c_void_p] * 3, c_int, *[c_int64] * 3, c_void_p, c_void_p, c_int, c_int),
     "moekit_by_expert": (c_void_p, *[c_int64] * 3, *[c_void_p] * 3),
