@@ -6,7 +6,7 @@
 #include <omp.h>
 #include <vector>
 
-#include "tiles.h"
+#include "broad.h"
 
 extern "C" {
 
@@ -34,7 +34,6 @@ constexpr int64_t PACKED = 3 << 18;  // bytes of packed columns that stay in a c
 constexpr int64_t SHARED = 4 << 20;  // and in the one that cores share
 constexpr int64_t EIGHT = 8;         // whole numbers of a vector
 constexpr size_t MANY = 64;          // chunks
-constexpr int64_t PAIR = 128;        // bytes of two lines
 
 // Rows of an expert that are computed together: their columns are packed once and meet every strip of its matrices.
 // `following` is the expert whose matrices the same thread is likely to need next.
@@ -91,25 +90,10 @@ template <class Type> struct Block {
     static int vectors(int64_t columns) { return int(std::min<int64_t>(VECTORS, (columns + LANES - 1) / LANES)); }
     const Number *gate_up(int64_t i) const { return (const Number *)e.gate_up[i]; }
     const Number *down(int64_t i) const { return (const Number *)e.down[i]; }
-    static Left rows_from(const Number *at, int64_t stride) { return {(const Word *)at, words(stride), 1, nullptr}; }
+    static Left rows_from(const Number *at, int64_t stride) { return {(const Word *)at, words(stride), nullptr}; }
 
     static void ask_for(const Number *row, int64_t n) {
         for (int64_t d = 0; d < n; d += LINE / sizeof(Number)) ask(row + d);
-    }
-
-    // What strip s asks for, a line for each of `words`, of the next broad panel: its numbers lie in `rows` rows, `stride` apart.
-    // Lines are fetched in pairs, and panels may begin amid one: then what is asked for lies half a panel further.
-    static Asked lines(const Number *panel, int64_t stride, int64_t rows, int64_t words, int64_t s) {
-        constexpr int64_t OF_A_ROW = BROAD * sizeof(Number) / LINE;
-        const char *const pair = (const char *)up_to((uintptr_t)panel, PAIR);
-        const int64_t row = stride * sizeof(Number);
-        if (row % PAIR) {
-            // Each row begins elsewhere in a pair: all of the next columns, one line after the other.
-            const int64_t at = s * words * LINE;
-            return at < rows * row ? Asked{pair + at, LINE} : Asked{pair, 0};
-        }
-        const int64_t first = s / OF_A_ROW * words;
-        return first < rows ? Asked{pair + first * row + s % OF_A_ROW * LINE, row} : Asked{pair, 0};
     }
 
     // While columns [d, d + STRIP) of an expert's result are computed: a part of the first strips of another's gate and up.
@@ -194,20 +178,20 @@ template <class Type> struct Block {
         for (int64_t i = 0; i < inner; i += BROAD) {
             const int64_t columns = std::min<int64_t>(BROAD, inner - i);
             const bool last = i + BROAD >= inner;
+            const Lines<Number> next(last ? gate_up(c.expert) : down(c.expert) + i + BROAD, sizeof(Number) * (last ? width : inner), last ? 2 * inner : width, c.n, words(width));
             in_strips(c.n, [&](int64_t s, int64_t r, int64_t n) {
-                const Asked next = last ? lines(gate_up(c.expert), width, 2 * inner, words(width), s) : lines(down(c.expert) + i + BROAD, inner, width, words(width), s);
                 for (int64_t after = r + n; i == 0 && after < std::min(r + 2 * n, c.n); after++) ask_for(grad + tokens[after] * width, width);
-                broad<Type, Float32>({(const Word *)grad, words(width), 1, tokens + r}, n, {panel, s ? nullptr : down(c.expert) + i, inner}, words(width), columns, {found, BROAD, false}, next);
+                broad<Type, Float32>(Left{(const Word *)grad, words(width), tokens + r}, n, {panel, s ? nullptr : down(c.expert) + i, inner}, words(width), columns, {found, BROAD, false}, next.of_strip(s));
                 slopes(found, begin + r, n, columns, hidden + 2 * r * inner + i, inners + r * inner + i, of_weights);
             });
         }
         for (int64_t d = 0; d < width; d += BROAD) {
             const int64_t columns = std::min<int64_t>(BROAD, width - d);
             const bool last = d + BROAD >= width;
+            const Lines<Number> next(last ? down(c.following) : gate_up(c.expert) + d + BROAD, sizeof(Number) * (last ? inner : width), last ? width : 2 * inner, c.n, 2 * words(inner));
             in_strips(c.n, [&](int64_t s, int64_t r, int64_t n) {
-                const Asked next = last ? lines(down(c.following), inner, width, 2 * words(inner), s) : lines(gate_up(c.expert) + d + BROAD, width, 2 * inner, 2 * words(inner), s);
                 Number *to = rows + (begin + r) * width + d;
-                broad<Type, Type>(rows_from(hidden + 2 * r * inner, 2 * inner), n, {panel, s ? nullptr : gate_up(c.expert) + d, width}, 2 * words(inner), columns, {to, width, false}, next);
+                broad<Type, Type>(rows_from(hidden + 2 * r * inner, 2 * inner), n, {panel, s ? nullptr : gate_up(c.expert) + d, width}, 2 * words(inner), columns, {to, width, false}, next.of_strip(s));
             });
         }
     }
@@ -228,7 +212,7 @@ template <class Type> struct Block {
                 for (int64_t p = 0; p < size; p += BROAD)
                     in_strips(n_left, [&](int64_t, int64_t r, int64_t n_rows) {
                         Number *at = to + (l + r) * columns + begin + p;
-                        broad<Type, Type>({own + r, 1, BROAD, nullptr}, n_rows, {panels + p * inner, nullptr, 0}, inner, size - p, {at, columns, past_caches}, {(const char *)own, 0});
+                        broad<Type, Type>(Columns{own + r}, n_rows, {panels + p * inner}, inner, size - p, {at, columns, past_caches}, {});
                     });
             }
         }

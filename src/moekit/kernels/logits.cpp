@@ -3,7 +3,7 @@
 
 #include <omp.h>
 
-#include "tiles.h"
+#include "broad.h"
 
 WIDE_BEGIN
 
@@ -49,7 +49,7 @@ void of_rows(const Number *matrix, const Number *grad, int64_t n, int64_t width,
         pack_columns<Type>({matrix, width, nullptr}, out, d, columns, panel.data());
         in_strips(std::min(ROWS_AT_ONCE, n - begin), [&](int64_t, int64_t r, int64_t rows) {
             const Number *own = grad + (begin + r) * out;
-            broad<Type, Type>({(const Word *)own, words, 1, nullptr}, rows, {panel.data(), nullptr, 0}, words, columns, {to + (begin + r) * width + d, width, false}, {(const char *)(own + rows * out), LINE});
+            broad<Type, Type>(Left{(const Word *)own, words, nullptr}, rows, {panel.data()}, words, columns, {to + (begin + r) * width + d, width, false}, {(const char *)(own + rows * out), LINE, UINT32_MAX});
         });
     }
 }
@@ -71,7 +71,7 @@ void of_matrix_part(const Number *x, const Number *grad, int64_t n, int64_t widt
             for (int64_t p = 0; p < columns; p += BROAD)
                 in_strips(n_left, [&](int64_t, int64_t r, int64_t n_strip) {
                     float *at = sums.data() + (l + r) * COLUMNS_AT_ONCE + p;
-                    broad<Type, Added>({own.data() + r, 1, BROAD, nullptr}, n_strip, {panels.data() + p * words, nullptr, 0}, words, columns - p, {at, COLUMNS_AT_ONCE, false}, {(const char *)own.data(), 0});
+                    broad<Type, Added>(Columns{own.data() + r}, n_strip, {panels.data() + p * words}, words, columns - p, {at, COLUMNS_AT_ONCE, false}, {});
                 });
         }
     }

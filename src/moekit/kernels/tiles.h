@@ -6,10 +6,9 @@
 #pragma once
 
 #include <algorithm>
-#include <array>
 #include <cstdint>
 #include <cstring>
-#include <utility>
+#include <type_traits>
 
 #include "lines.h"
 #include "wide.h"
@@ -25,8 +24,6 @@ constexpr int COLUMNS = LANES * VECTORS;
 constexpr int ROWS = 8;                  // rows of a tile: 24 sums, 3 columns and one factor are 28 of 32 registers
 constexpr int STRIP = 2 * ROWS;          // rows that are finished together, as many as a vector has lanes
 using Found = float[STRIP * COLUMNS];    // a strip times a panel; it should begin with a line
-constexpr int BROAD = 4 * LANES;         // columns of a broad panel: whole cache lines of any type
-constexpr int BROAD_ROWS = 6;            // rows of its tiles: 24 sums, 4 columns and one factor
 constexpr int LINE = 64;                 // bytes
 
 struct Float32 {
@@ -195,110 +192,11 @@ template <class Each> void in_panels(int64_t columns, Each each) {
     }
 }
 
-// The first factor of a broad product: its rows are `row` words apart, the words of a row `step`. `which` names them, or they
-// lie one after the other.
-struct Left {
-    const Word *at;
-    int64_t row, step;
-    const int64_t *which;
-};
-
 // each(V, d) for V vectors of a row from its column d on: blocks of AT_ONCE of them, then the others one by one.
 template <int AT_ONCE, class Each> void in_blocks(int64_t width, Each each) {
     int64_t d = 0;
     for (; d + AT_ONCE * LANES <= width; d += AT_ONCE * LANES) each(std::integral_constant<int, AT_ONCE>(), d);
     for (; d < width; d += LANES) each(std::integral_constant<int, 1>(), d);
-}
-
-// Where a product goes: rows of numbers `stride` apart. What is larger than the caches, and not read soon, may go past them:
-// a line is then not read before it is written. Its rows must begin with whole lines.
-template <class Number> struct Target {
-    Number *at;
-    int64_t stride;
-    bool past_caches;
-};
-
-// What is asked for during a product: a line for each word of the inner dimension, `apart` bytes from one to the next.
-struct Asked {
-    const char *at;
-    int64_t apart;
-};
-
-// A broad panel. Where `from` is given, it is packed now, from a matrix whose rows run along the inner dimension, for those
-// who need it later.
-template <class Number> struct Panel {
-    Word *at;
-    const Number *from;
-    int64_t stride;
-};
-
-// The first V vectors of a word of a broad panel, from the rows of a matrix that lie there. Rows that are met soon are asked for.
-template <class Type, int V>
-inline void take_words(const typename Type::Number *row, int64_t stride, __m512i (&found)[V]) {
-    constexpr int64_t NUMBERS = LINE / sizeof(*row);
-    const auto *other = row + (Type::PER_WORD - 1) * stride, *soon = row + 4 * Type::PER_WORD * stride;
-#pragma GCC unroll 4
-    for (int64_t c = 0; c < V * LANES; c += NUMBERS) {
-        ask(soon + c);
-        if (Type::PER_WORD == 2) ask(soon + stride + c);
-    }
-#pragma GCC unroll 2
-    for (int v = 0; v + 1 < V; v += 2) Type::two_words(row + v * LANES, other + v * LANES, found[v], found[v + 1]);
-    if (V % 2) found[V - 1] = Type::words(row + (V - 1) * LANES, other + (V - 1) * LANES);
-}
-
-// to[R][V * LANES] = rows of `a` times the first V vectors of a broad panel.
-template <class Type, class Out, bool PACKS, int R, int V>
-void broad_tile(const Left &a, const Panel<typename Type::Number> &panel, int64_t words, const Target<typename Out::Number> &to, Asked next) {
-    __m512 sum[R][V];
-#pragma GCC unroll 6
-    for (int r = 0; r < R; r++)
-#pragma GCC unroll 4
-        for (int v = 0; v < V; v++) sum[r][v] = _mm512_setzero_ps();
-    const Word *rows[R];
-    for (int r = 0; r < R; r++) rows[r] = a.at + (a.which ? a.which[r] : r) * a.row;
-    Word *column = panel.at;
-    const auto *from = panel.from;
-    const int64_t stride = panel.stride, step = a.step;
-    for (int64_t k = 0, at = 0; k < words; k++, column += BROAD, at += step, next.at += next.apart) {
-        __m512i b[V];
-        if (PACKS) take_words<Type, V>(from, stride, b), from += Type::PER_WORD * stride;
-#pragma GCC unroll 4
-        for (int v = 0; v < V; v++)
-            if (PACKS) _mm512_storeu_si512(column + v * LANES, b[v]);
-            else b[v] = _mm512_loadu_si512(column + v * LANES);
-        _mm_prefetch(next.at, _MM_HINT_T1);
-#pragma GCC unroll 6
-        for (int r = 0; r < R; r++) {
-            const __m512i factor = _mm512_set1_epi32(word(rows[r] + at));
-#pragma GCC unroll 4
-            for (int v = 0; v < V; v++) sum[r][v] = Type::multiply_add(sum[r][v], factor, b[v]);
-        }
-    }
-#pragma GCC unroll 6
-    for (int r = 0; r < R; r++) Out::template store<V>(to.at + r * to.stride, sum[r], to.past_caches);
-}
-
-template <class Type, class Out> using BroadTile = decltype(&broad_tile<Type, Out, false, 1, 1>);
-
-template <class Type, class Out, bool PACKS, int... N>
-constexpr std::array<BroadTile<Type, Out>, sizeof...(N)> broad_tiles(std::integer_sequence<int, N...>) {
-    return {broad_tile<Type, Out, PACKS, N / 4 + 1, N % 4 + 1>...};
-}
-
-// to[n][..] = n rows of `a`, BROAD_ROWS at most, times the first `columns` columns of a broad panel.
-template <class Type, class Out>
-void broad(const Left &a, int64_t n, const Panel<typename Type::Number> &panel, int64_t words, int64_t columns, const Target<typename Out::Number> &to, Asked next) {
-    constexpr auto ALL = std::make_integer_sequence<int, 4 * BROAD_ROWS>();
-    static constexpr auto TILES = broad_tiles<Type, Out, false>(ALL), PACKING = broad_tiles<Type, Out, true>(ALL);
-    const int64_t which = 4 * (n - 1) + (std::min<int64_t>(columns, BROAD) + LANES - 1) / LANES - 1;
-    (panel.from ? PACKING : TILES)[which](a, panel, words, to, next);
-}
-
-// each(s, begin, n) for strip s of `rows` rows: n of them, BROAD_ROWS at most and in all strips nearly alike.
-template <class Each> void in_strips(int64_t rows, Each each) {
-    const int64_t strips = (rows + BROAD_ROWS - 1) / BROAD_ROWS;
-    for (int64_t s = 0; s < strips; s++) each(s, s * rows / strips, (s + 1) * rows / strips - s * rows / strips);
 }
 
 // A panel whose columns are the rows of `x` that `which` names, `n` of them, each of `words` words; zero columns after them
@@ -315,37 +213,6 @@ void pack_rows(const Number *x, int64_t stride, const int64_t *which, int64_t n,
                                          : _mm512_setzero_si512();
             transpose(block);
             for (int i = 0; i < std::min<int64_t>(16, words - k); i++) _mm512_storeu_si512(to + (k + i) * COLUMNS, block[i]);
-        }
-    }
-}
-
-// Rows of numbers: those that `which` names, or one after the other.
-template <class Number> struct Rows {
-    const Number *at;
-    int64_t stride;
-    const int64_t *which;
-    const Number *row(int64_t i) const { return at + (which ? which[i] : i) * stride; }
-};
-
-// Broad panels of `width` columns, beginning at column `from`, of n rows, which run along the inner dimension.
-template <class Type>
-void pack_columns(const Rows<typename Type::Number> &x, int64_t n, int64_t from, int64_t width, Word *panels) {
-    const int64_t words = up_to(n, Type::PER_WORD) / Type::PER_WORD;
-    for (int64_t k = 0; k < words; k++) {
-        const int64_t row = k * Type::PER_WORD;
-        const auto *a = x.row(row) + from;
-        const auto *b = Type::PER_WORD == 2 && row + 1 < n ? x.row(row + 1) + from : nullptr;
-        const auto *next = x.row(std::min(row + 4 * Type::PER_WORD, n - 1)) + from, *after = x.row(std::min(row + 4 * Type::PER_WORD + 1, n - 1)) + from;
-        for (int64_t c = 0; c < width; c += 2 * LANES) {
-            ask(next + c);
-            if (Type::PER_WORD == 2) ask(after + c);
-            Word *to = panels + c / BROAD * words * BROAD + k * BROAD + c % BROAD;
-            __m512i first, second;
-            if (width - c > LANES) {
-                Type::two_words(a + c, b ? b + c : nullptr, first, second);
-                _mm512_storeu_si512(to, first);
-                _mm512_storeu_si512(to + LANES, second);
-            } else _mm512_storeu_si512(to, Type::words(a + c, b ? b + c : nullptr));
         }
     }
 }
