@@ -46,10 +46,9 @@ void of_rows(const Number *matrix, const Number *grad, int64_t n, int64_t width,
 #pragma omp for schedule(dynamic, 1) nowait
     for (int64_t task = 0; task < blocks * parts; task++) {
         const int64_t begin = task % blocks * ROWS_AT_ONCE, d = task / blocks * BROAD, columns = std::min<int64_t>(BROAD, width - d);
-        pack_columns<Type>({matrix, width, nullptr}, out, d, columns, panel.data());
-        in_strips(std::min(ROWS_AT_ONCE, n - begin), [&](int64_t, int64_t r, int64_t rows) {
+        in_strips(std::min(ROWS_AT_ONCE, n - begin), [&](int64_t s, int64_t r, int64_t rows) {
             const Number *own = grad + (begin + r) * out;
-            broad<Type, Type>(Left{(const Word *)own, words, nullptr}, rows, {panel.data()}, words, columns, {to + (begin + r) * width + d, width, false}, {(const char *)(own + rows * out), LINE, UINT32_MAX});
+            broad<Type, Type>(Left{(const Word *)own, words, nullptr}, rows, {panel.data(), s ? nullptr : matrix + d, width}, words, columns, {to + (begin + r) * width + d, width, false}, {(const char *)(own + rows * out), LINE, UINT32_MAX});
         });
     }
 }

@@ -24,7 +24,7 @@ namespace {
 using namespace choice;
 
 // The slopes of n scores from those that come back to them, in their place.
-void through_scores(const float *scores, int64_t n, int kind, float *slopes) {
+INLINE void through_scores(const float *scores, int64_t n, int kind, float *slopes) {
     if (kind == SOFTMAX) {
         const float mean = sum_of(n, [=](int64_t i) { return scores[i] * slopes[i]; });
         for (int64_t i = 0; i < n; i++) slopes[i] = scores[i] * (slopes[i] - mean);
@@ -37,7 +37,7 @@ void through_scores(const float *scores, int64_t n, int kind, float *slopes) {
 }
 
 // The gradients of one token's raw weights, which `raw` holds.
-void of_raw(const Choice &choice, const float *raw, const float *of_weights, float *found) {
+INLINE void of_raw(const Choice &choice, const float *raw, const float *of_weights, float *found) {
     const float scale = float(choice.scale), sum = choice.renormalise ? divisor(choice, raw) : 1;
     float mean = 0;
     for (int64_t k = 0; choice.renormalise && k < choice.top_k; k++) mean += of_weights[k] * raw[k] / sum;
@@ -45,7 +45,7 @@ void of_raw(const Choice &choice, const float *raw, const float *of_weights, flo
 }
 
 // One token's gradients of the chosen experts' logits, where nothing else has any.
-void of_chosen(const moekit_chosen &c, int64_t t, float *raw, float *found, int level) {
+INLINE void of_chosen(const moekit_chosen &c, int64_t t, float *raw, float *found, int level) {
     const Choice &choice = c.choice;
     const int64_t all = t * choice.n_experts, own = t * choice.top_k;
     raw_weights(choice, c.logits + all, c.scores + all, c.experts + own, raw, level);
@@ -54,7 +54,7 @@ void of_chosen(const moekit_chosen &c, int64_t t, float *raw, float *found, int 
 }
 
 // One token's gradients of all logits.
-void of_all(const moekit_chosen &c, int64_t t, float *raw, float *own_slopes, float *found, int level) {
+INLINE void of_all(const moekit_chosen &c, int64_t t, float *raw, float *own_slopes, float *found, int level) {
     const Choice &choice = c.choice;
     const int64_t n = choice.n_experts, all = t * n, *experts = c.experts + t * choice.top_k;
     if (c.of_scores) std::copy_n(c.of_scores + all, n, found);
@@ -72,16 +72,26 @@ void of_all(const moekit_chosen &c, int64_t t, float *raw, float *own_slopes, fl
     for (int64_t i = 0; c.of_logits && i < n; i++) found[i] += c.of_logits[all + i];
 }
 
-template <class Number> void slopes_of_all(const moekit_chosen &c, Number *to, int threads, int level) {
+// These, rounded. `room` is for top_k numbers twice, and for as many as there are experts.
+template <class Number> INLINE void slopes_of(const moekit_chosen &c, int64_t t, float *room, Number *to, int level) {
     const int64_t n = c.choice.n_experts, top_k = c.choice.top_k;
+    float *__restrict found = room + 2 * top_k;
+    of_all(c, t, room, room + top_k, found, level);
+    for (int64_t i = 0; i < n; i++) narrow_to(to + t * n + i, found[i]);
+}
+
+template <class Number> using SlopesOf = void (*)(const moekit_chosen &, int64_t, float *, Number *);
+template <class Number> void slopes0(const moekit_chosen &c, int64_t t, float *room, Number *to) { slopes_of(c, t, room, to, 0); }
+template <class Number> AT_LEVEL_1 void slopes1(const moekit_chosen &c, int64_t t, float *room, Number *to) { slopes_of(c, t, room, to, 1); }
+template <class Number> AT_LEVEL_2 void slopes2(const moekit_chosen &c, int64_t t, float *room, Number *to) { slopes_of(c, t, room, to, 2); }
+
+template <class Number> void slopes_of_all(const moekit_chosen &c, Number *to, int threads, int level) {
+    const SlopesOf<Number> of_token = level >= 2 ? slopes2<Number> : level == 1 ? slopes1<Number> : slopes0<Number>;
 #pragma omp parallel num_threads(threads)
     {
-        rows::Buffer<float> found(n), room(2 * top_k);
+        rows::Buffer<float> room(2 * c.choice.top_k + c.choice.n_experts);
 #pragma omp for schedule(static)
-        for (int64_t t = 0; t < c.n; t++) {
-            of_all(c, t, room.data(), room.data() + top_k, found.data(), level);
-            for (int64_t i = 0; i < n; i++) narrow_to(to + t * n + i, found[i]);
-        }
+        for (int64_t t = 0; t < c.n; t++) of_token(c, t, room.data(), to);
     }
 }
 
