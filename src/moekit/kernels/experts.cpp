@@ -181,6 +181,7 @@ template <class Type> struct Block {
             const Lines<Number> next(last ? gate_up(c.expert) : down(c.expert) + i + BROAD, sizeof(Number) * (last ? width : inner), last ? 2 * inner : width, c.n, words(width));
             in_strips(c.n, [&](int64_t s, int64_t r, int64_t n) {
                 for (int64_t after = r + n; i == 0 && after < std::min(r + 2 * n, c.n); after++) ask_for(grad + tokens[after] * width, width);
+                for (int64_t half = 2 * r; half < 2 * (r + n); half++) ask_for(hidden + half * inner + i, columns);
                 broad<Type, Float32>(Left{(const Word *)grad, words(width), tokens + r}, n, {panel, s ? nullptr : down(c.expert) + i, inner}, words(width), columns, {found, BROAD, false}, next.of_strip(s));
                 slopes(found, begin + r, n, columns, hidden + 2 * r * inner + i, inners + r * inner + i, of_weights);
             });
