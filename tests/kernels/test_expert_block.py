@@ -109,6 +109,11 @@ def test_an_expert_with_more_rows_than_threads_share_room_for(dtype: torch.dtype
     check(Case(2, dtype, (40_000, 1, 1, 144, 16)))
 
 
+@pytest.mark.parametrize(("dtype", "width"), [(torch.float32, 576), (torch.bfloat16, 1024), (torch.bfloat16, 1040)])
+def test_more_rows_than_wait_in_the_caches(dtype: torch.dtype, width: int) -> None:
+    check(Case(6, dtype, (4500, 4, 3, width, 16)))
+
+
 @settings(max_examples=20)
 @given(case=cases(), threads=st.sampled_from([1, 2, 4]))
 def test_the_result_does_not_depend_on_the_number_of_threads(case: Case, threads: int) -> None:

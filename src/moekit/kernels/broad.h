@@ -80,14 +80,6 @@ void pack_columns(const Rows<typename Type::Number> &x, int64_t n, int64_t from,
     }
 }
 
-// Where a product goes: rows of numbers `stride` apart. What is larger than the caches, and not read soon, may go past them:
-// a line is then not read before it is written. Its rows must begin with whole lines.
-template <class Number> struct Target {
-    Number *at;
-    int64_t stride;
-    bool past_caches;
-};
-
 // What is asked for during a product: lines that lie `apart` bytes from one to the next, `rate` / 2^32 of one for each word of
 // the inner dimension.
 struct Asked {

@@ -32,6 +32,7 @@ using namespace tiles;
 
 constexpr int64_t PACKED = 3 << 18;  // bytes of packed columns that stay in a core's second cache
 constexpr int64_t SHARED = 4 << 20;  // and in the one that cores share
+constexpr int64_t CACHED = 16 << 20; // bytes of rows that may wait in caches
 constexpr int64_t EIGHT = 8;         // whole numbers of a vector
 constexpr size_t MANY = 64;          // chunks
 
@@ -92,13 +93,23 @@ template <class Type> struct Block {
     const Number *down(int64_t i) const { return (const Number *)e.down[i]; }
     static Left rows_from(const Number *at, int64_t stride) { return {(const Word *)at, words(stride), nullptr}; }
 
+    // Whether rows of so many numbers, from `at` on, begin with whole lines.
+    static bool whole_lines(const Number *at, int64_t n) { return n * sizeof(Number) % LINE == 0 && (uintptr_t)at % LINE == 0; }
+
+    // Whether the rows of a group are too many to wait in the caches until they are added up.
+    bool pass_caches(const Number *rows) const {
+        int64_t most = 0;
+        for (int64_t g = 0; g < e.n_groups; g++) most = std::max(most, e.bounds[e.groups[g + 1]] - e.bounds[e.groups[g]]);
+        return most * e.width * int64_t(sizeof(Number)) > CACHED && whole_lines(rows, e.width);
+    }
+
     static void ask_for(const Number *row, int64_t n) {
         for (int64_t d = 0; d < n; d += LINE / sizeof(Number)) ask(row + d);
     }
 
-    // While columns [d, d + STRIP) of an expert's result are computed: a part of the first strips of another's gate and up.
-    void ask_for_strips(int64_t expert, int64_t d) const {
-        for (int64_t row = 2 * STRIP * d / e.width; row < 2 * STRIP * (d + STRIP) / e.width; row++)
+    // While n columns of an expert's result from d on are computed: a part of the first strips of another's gate and up.
+    void ask_for_strips(int64_t expert, int64_t d, int64_t n) const {
+        for (int64_t row = 2 * STRIP * d / e.width; row < 2 * STRIP * (d + n) / e.width; row++)
             ask_for(gate_up(expert) + (row % STRIP + row / STRIP * e.inner) * e.width, e.width);
     }
 
@@ -134,15 +145,22 @@ template <class Type> struct Block {
                 put_columns<Type>(gate, n, kept + 2 * first * e.inner + i, 2 * e.inner);
                 put_columns<Type>(up, n, kept + (2 * first + 1) * e.inner + i, 2 * e.inner);
             });
-        for (int64_t d = 0; d < e.width; d += STRIP) {
-            ask_for_strips(c.following, d);
+        constexpr int64_t OF_A_LINE = LINE / sizeof(Number);
+        const bool past_caches = pass_caches(rows);
+        for (int64_t d = 0; d < e.width; d += OF_A_LINE) {
+            const int64_t numbers = std::min(OF_A_LINE, e.width - d);
+            ask_for_strips(c.following, d, numbers);
             in_panels(c.n, [&](int64_t p, int64_t first, int64_t n) {
-                const Number *matrix = down(c.expert) + d * e.inner;
-                const Number *next = d + STRIP == e.width ? matrix : matrix + STRIP * e.inner;
-                strip<Type>(matrix, e.inner, between + p * inner * COLUMNS, inner, n, gate, next);
-                put_columns<Type>(gate, n, rows + (begin + first) * e.width + d, e.width);
+                float *const found[] = {gate, up};
+                for (int64_t i = 0; i < numbers; i += STRIP) {
+                    const Number *matrix = down(c.expert) + (d + i) * e.inner;
+                    const Number *next = d + i + STRIP == e.width ? matrix : matrix + STRIP * e.inner;
+                    strip<Type>(matrix, e.inner, between + p * inner * COLUMNS, inner, n, found[i / STRIP], next);
+                }
+                put_lines<Type>(found, n, numbers, {rows + (begin + first) * e.width + d, e.width, past_caches});
             });
         }
+        _mm_sfence();
     }
 
     // The gradients of gate and up from `raw`, that of silu(gate) * up without the row's weight, in their place, for
@@ -186,15 +204,17 @@ template <class Type> struct Block {
                 slopes(found, begin + r, n, columns, hidden + 2 * r * inner + i, inners + r * inner + i, of_weights);
             });
         }
+        const bool past_caches = pass_caches(rows);
         for (int64_t d = 0; d < width; d += BROAD) {
             const int64_t columns = std::min<int64_t>(BROAD, width - d);
             const bool last = d + BROAD >= width;
             const Lines<Number> next(last ? down(c.following) : gate_up(c.expert) + d + BROAD, sizeof(Number) * (last ? inner : width), last ? width : 2 * inner, c.n, 2 * words(inner));
             in_strips(c.n, [&](int64_t s, int64_t r, int64_t n) {
                 Number *to = rows + (begin + r) * width + d;
-                broad<Type, Type>(rows_from(hidden + 2 * r * inner, 2 * inner), n, {panel, s ? nullptr : gate_up(c.expert) + d, width}, 2 * words(inner), columns, {to, width, false}, next.of_strip(s));
+                broad<Type, Type>(rows_from(hidden + 2 * r * inner, 2 * inner), n, {panel, s ? nullptr : gate_up(c.expert) + d, width}, 2 * words(inner), columns, {to, width, past_caches}, next.of_strip(s));
             });
         }
+        _mm_sfence();
     }
 
     // Rows [from, from + n) of to[..][columns]: the sums over an expert's rows of products of a number on the left with one
@@ -202,7 +222,7 @@ template <class Type> struct Block {
     void sums_of_products(const Rows<Number> &left, int64_t from, int64_t n, const Rows<Number> &right, int64_t columns, int64_t rows, Number *to, Scratch &one, Scratch &two) const {
         const int64_t inner = words(up_to(rows, Type::PER_WORD)), panel = 4 * BROAD * std::max<int64_t>(inner, 1);
         const int64_t fits = std::max<int64_t>(1, SHARED / panel) * BROAD;
-        const bool past_caches = columns * sizeof(Number) % LINE == 0 && (uintptr_t)to % LINE == 0;
+        const bool past_caches = whole_lines(to, columns);
         Word *own = one.take<Word>(panel), *panels = two.take<Word>(panel * up_to(std::min(fits, columns), BROAD) / BROAD);
         for (int64_t begin = 0; begin < columns; begin += fits) {
             const int64_t size = std::min(fits, columns - begin);

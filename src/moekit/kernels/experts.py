@@ -13,9 +13,9 @@ from moekit.tensors import Float, Int, Tensor
 LANES = 16
 """Widths must be multiples of it."""
 
-GROUP = 16 << 20
-"""Bytes of rows after which the results of experts are added up, while they are in the shared cache. It takes less
-memory, too: writing to new memory takes ten times as long as to old."""
+GROUP = 32 << 20
+"""Bytes of rows after which the results of experts are added up: the more, the seldomer the sums are met, but the more
+memory they take. Writing to new memory takes ten times as long as to old."""
 
 NUMBERS = {torch.float32: 32, torch.bfloat16: 16}
 

@@ -25,6 +25,7 @@ constexpr int ROWS = 8;                  // rows of a tile: 24 sums, 3 columns a
 constexpr int STRIP = 2 * ROWS;          // rows that are finished together, as many as a vector has lanes
 using Found = float[STRIP * COLUMNS];    // a strip times a panel; it should begin with a line
 constexpr int LINE = 64;                 // bytes
+constexpr int NEAR = 8192;                // of a strip whose rows are asked for when those before it begin, not a tile ahead
 
 struct Float32 {
     using Number = float;
@@ -91,8 +92,9 @@ struct BFloat16 {
         return _mm512_or_si512(wide(from), _mm512_slli_epi32(wide(after), 16));
     }
     static inline __m512i words(__m512 value, __m512 after) {
-        const __m512i low = wide((__m256i)_mm512_cvtneps_pbh(value)), high = wide((__m256i)_mm512_cvtneps_pbh(after));
-        return _mm512_or_si512(low, _mm512_slli_epi32(high, 16));
+        const __m512i lanes = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+        const __m512i order = _mm512_or_si512(lanes, _mm512_slli_epi32(_mm512_add_epi32(lanes, _mm512_set1_epi32(LANES)), 16));
+        return _mm512_permutexvar_epi16(order, (__m512i)_mm512_cvtne2ps_pbh(after, value));
     }
     // The words of 32 columns.
     static inline void two_words(const Number *from, const Number *after, __m512i &first, __m512i &second) {
@@ -176,7 +178,8 @@ void strip(const typename Type::Number *a, int64_t stride, const Word *panel, in
     for (int half = 0; half < STRIP; half += ROWS) {
         const Word *rows = (const Word *)(a + half * stride);
         const int64_t step = stride / Type::PER_WORD;
-        fitting(rows, step, panel, words, found + half * COLUMNS, half ? (const char *)next : (const char *)(rows + ROWS * step));
+        const auto *ahead = STRIP * words * sizeof(Word) <= NEAR ? next + half * stride : half ? next : a + ROWS * stride;
+        fitting(rows, step, panel, words, found + half * COLUMNS, (const char *)ahead);
     }
 }
 
@@ -226,6 +229,35 @@ void put_columns(const float *found, int64_t n, typename Type::Number *to, int64
         transpose(block);
         for (int i = 0; i < std::min<int64_t>(LANES, n - begin); i++)
             Type::store(to + (begin + i) * stride, _mm512_castsi512_ps(block[i]));
+    }
+}
+
+// Where a product goes: rows of numbers `stride` apart. What is larger than the caches, and not read soon, may go past them:
+// a line is then not read before it is written. Its rows must begin with whole lines, and `_mm_sfence` must follow.
+template <class Number> struct Target {
+    Number *at;
+    int64_t stride;
+    bool past_caches;
+};
+
+// Rows take what as many strips found as make whole lines, one after the other; or the first `numbers` of these.
+template <class Type>
+void put_lines(const float *const *found, int64_t n, int64_t numbers, const Target<typename Type::Number> &to) {
+    const __mmask16 there = first(numbers / Type::PER_WORD);
+    for (int64_t begin = 0; begin < n; begin += LANES) {
+        __m512i block[16];
+        for (int i = 0; i < 16; i++) {
+            const int row = i * Type::PER_WORD;
+            const float *own = found[row / STRIP] + row % STRIP * COLUMNS + begin;
+            block[i] = Type::words(_mm512_loadu_ps(own), _mm512_loadu_ps(own + (Type::PER_WORD - 1) * COLUMNS));
+        }
+        transpose(block);
+        for (int i = 0; i < std::min<int64_t>(LANES, n - begin); i++) {
+            auto *row = to.at + (begin + i) * to.stride;
+            if (to.past_caches) _mm512_stream_si512((__m512i *)row, block[i]);
+            else if (there == 0xffff) _mm512_storeu_si512(row, block[i]);
+            else _mm512_mask_storeu_epi32(row, there, block[i]);  // which takes several times as long
+        }
     }
 }
 
