@@ -95,14 +95,14 @@ struct Asked {
 // The lines of the broad panel that is packed next, as the strips of the product before it ask for them: its numbers lie in rows
 // `stride` bytes apart. Lines are fetched in pairs, and panels may begin amid one: then what is asked for lies half a panel
 // further. Strips ask for alike many lines: asking for more than memory gives would hold up the products.
-template <class Number> struct Lines {
+template <class Number> struct NextPanel {
     static constexpr int64_t OF_A_ROW = BROAD * sizeof(Number) / LINE;
     const char *pair;
     int64_t apart, in_row, count, of_a_turn;
     uint32_t rate;
 
     // During a product of n rows with `words` of the inner dimension.
-    Lines(const Number *panel, int64_t stride, int64_t rows, int64_t n, int64_t words) : pair((const char *)up_to((uintptr_t)panel, PAIR)) {
+    NextPanel(const Number *panel, int64_t stride, int64_t rows, int64_t n, int64_t words) : pair((const char *)up_to((uintptr_t)panel, PAIR)) {
         // Where each row begins elsewhere in a pair, one line comes after the other, and with it what is next in its row.
         const bool all = stride % PAIR;
         apart = all ? LINE : stride, in_row = all ? 1 : OF_A_ROW, count = all ? rows * stride / LINE : rows;

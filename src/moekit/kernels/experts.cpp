@@ -32,7 +32,7 @@ using namespace tiles;
 
 constexpr int64_t PACKED = 3 << 18;  // bytes of packed columns that stay in a core's second cache
 constexpr int64_t SHARED = 4 << 20;  // and in the one that cores share
-constexpr int64_t CACHED = 16 << 20; // bytes of rows that may wait in caches
+constexpr int64_t CACHED = 16 << 20;  // bytes of rows that may wait in caches
 constexpr int64_t EIGHT = 8;         // whole numbers of a vector
 constexpr size_t MANY = 64;          // chunks
 
@@ -56,11 +56,13 @@ template <class Type> struct Block {
     const moekit_experts &e;
     std::vector<std::vector<Chunk>> chunks;  // of each group
     std::vector<bool> whole;                 // experts, one of many, whose rows are one chunk
+    bool many = false;                       // whether the rows of some group are more than may wait in caches
 
     // `widest` is the longest inner dimension of the products with packed columns.
     Block(const moekit_experts &experts, int64_t widest) : e(experts), chunks(experts.n_groups), whole(experts.n_experts) {
         const int64_t room = std::max<int64_t>(COLUMNS, PACKED / (4 * words(widest)) / LANES * LANES);
         for (int64_t g = 0; g < e.n_groups; g++) {
+            many = many || (e.bounds[e.groups[g + 1]] - e.bounds[e.groups[g]]) * e.width * int64_t(sizeof(Number)) > CACHED;
             for (int64_t i = e.groups[g]; i < e.groups[g + 1]; i++) {
                 const int64_t n = e.bounds[i + 1] - e.bounds[i];
                 const bool few = e.groups[g + 1] - e.groups[g] < 4 * e.threads;
@@ -95,13 +97,6 @@ template <class Type> struct Block {
 
     // Whether rows of so many numbers, from `at` on, begin with whole lines.
     static bool whole_lines(const Number *at, int64_t n) { return n * sizeof(Number) % LINE == 0 && (uintptr_t)at % LINE == 0; }
-
-    // Whether the rows of a group are too many to wait in the caches until they are added up.
-    bool pass_caches(const Number *rows) const {
-        int64_t most = 0;
-        for (int64_t g = 0; g < e.n_groups; g++) most = std::max(most, e.bounds[e.groups[g + 1]] - e.bounds[e.groups[g]]);
-        return most * e.width * int64_t(sizeof(Number)) > CACHED && whole_lines(rows, e.width);
-    }
 
     static void ask_for(const Number *row, int64_t n) {
         for (int64_t d = 0; d < n; d += LINE / sizeof(Number)) ask(row + d);
@@ -146,7 +141,7 @@ template <class Type> struct Block {
                 put_columns<Type>(up, n, kept + (2 * first + 1) * e.inner + i, 2 * e.inner);
             });
         constexpr int64_t OF_A_LINE = LINE / sizeof(Number);
-        const bool past_caches = pass_caches(rows);
+        const bool past_caches = many && whole_lines(rows, e.width);
         for (int64_t d = 0; d < e.width; d += OF_A_LINE) {
             const int64_t numbers = std::min(OF_A_LINE, e.width - d);
             ask_for_strips(c.following, d, numbers);
@@ -196,7 +191,7 @@ template <class Type> struct Block {
         for (int64_t i = 0; i < inner; i += BROAD) {
             const int64_t columns = std::min<int64_t>(BROAD, inner - i);
             const bool last = i + BROAD >= inner;
-            const Lines<Number> next(last ? gate_up(c.expert) : down(c.expert) + i + BROAD, sizeof(Number) * (last ? width : inner), last ? 2 * inner : width, c.n, words(width));
+            const NextPanel<Number> next(last ? gate_up(c.expert) : down(c.expert) + i + BROAD, sizeof(Number) * (last ? width : inner), last ? 2 * inner : width, c.n, words(width));
             in_strips(c.n, [&](int64_t s, int64_t r, int64_t n) {
                 for (int64_t after = r + n; i == 0 && after < std::min(r + 2 * n, c.n); after++) ask_for(grad + tokens[after] * width, width);
                 for (int64_t half = 2 * r; half < 2 * (r + n); half++) ask_for(hidden + half * inner + i, columns);
@@ -204,11 +199,11 @@ template <class Type> struct Block {
                 slopes(found, begin + r, n, columns, hidden + 2 * r * inner + i, inners + r * inner + i, of_weights);
             });
         }
-        const bool past_caches = pass_caches(rows);
+        const bool past_caches = many && whole_lines(rows, e.width);
         for (int64_t d = 0; d < width; d += BROAD) {
             const int64_t columns = std::min<int64_t>(BROAD, width - d);
             const bool last = d + BROAD >= width;
-            const Lines<Number> next(last ? down(c.following) : gate_up(c.expert) + d + BROAD, sizeof(Number) * (last ? inner : width), last ? width : 2 * inner, c.n, 2 * words(inner));
+            const NextPanel<Number> next(last ? down(c.following) : gate_up(c.expert) + d + BROAD, sizeof(Number) * (last ? inner : width), last ? width : 2 * inner, c.n, 2 * words(inner));
             in_strips(c.n, [&](int64_t s, int64_t r, int64_t n) {
                 Number *to = rows + (begin + r) * width + d;
                 broad<Type, Type>(rows_from(hidden + 2 * r * inner, 2 * inner), n, {panel, s ? nullptr : gate_up(c.expert) + d, width}, 2 * words(inner), columns, {to, width, past_caches}, next.of_strip(s));

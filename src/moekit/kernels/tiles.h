@@ -25,7 +25,7 @@ constexpr int ROWS = 8;                  // rows of a tile: 24 sums, 3 columns a
 constexpr int STRIP = 2 * ROWS;          // rows that are finished together, as many as a vector has lanes
 using Found = float[STRIP * COLUMNS];    // a strip times a panel; it should begin with a line
 constexpr int LINE = 64;                 // bytes
-constexpr int NEAR = 8192;                // of a strip whose rows are asked for when those before it begin, not a tile ahead
+constexpr int NEAR = 8192;               // of a strip whose rows are asked for when those before it begin, not a tile ahead
 
 struct Float32 {
     using Number = float;
@@ -88,19 +88,21 @@ struct BFloat16 {
         }
         if (V % 2) store(to + (V - 1) * LANES, values[V - 1]);
     }
+    // The places i and i + apart, for i < 16.
+    static inline __m512i pairs(int apart) {
+        const __m512i lanes = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+        return _mm512_or_si512(lanes, _mm512_slli_epi32(_mm512_add_epi32(lanes, _mm512_set1_epi32(apart)), 16));
+    }
     static inline __m512i words(const Number *from, const Number *after) {
         return _mm512_or_si512(wide(from), _mm512_slli_epi32(wide(after), 16));
     }
     static inline __m512i words(__m512 value, __m512 after) {
-        const __m512i lanes = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
-        const __m512i order = _mm512_or_si512(lanes, _mm512_slli_epi32(_mm512_add_epi32(lanes, _mm512_set1_epi32(LANES)), 16));
-        return _mm512_permutexvar_epi16(order, (__m512i)_mm512_cvtne2ps_pbh(after, value));
+        return _mm512_permutexvar_epi16(pairs(LANES), (__m512i)_mm512_cvtne2ps_pbh(after, value));
     }
     // The words of 32 columns.
     static inline void two_words(const Number *from, const Number *after, __m512i &first, __m512i &second) {
         const __m512i low = _mm512_loadu_si512(from), high = after ? _mm512_loadu_si512(after) : _mm512_setzero_si512();
-        const __m512i lanes = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
-        const __m512i order = _mm512_or_si512(lanes, _mm512_slli_epi32(_mm512_add_epi32(lanes, _mm512_set1_epi32(32)), 16));
+        const __m512i order = pairs(2 * LANES);
         first = _mm512_permutex2var_epi16(low, order, high);
         second = _mm512_permutex2var_epi16(low, _mm512_add_epi16(order, _mm512_set1_epi16(16)), high);
     }
