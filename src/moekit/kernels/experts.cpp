@@ -261,17 +261,17 @@ template <class Type> struct Block {
         return n;
     }
 
-    // V vectors, from column d on, of the sum over a token's rows, which begins with what earlier groups gave. The rows of the
-    // next token are asked for.
+    // V vectors, from column d on, of the sum over a token's rows, which begins with what earlier groups gave. The rows of a
+    // later token are asked for.
     template <int V>
-    void combine_columns(const Number *rows, int64_t d, const int64_t *own, int64_t n, const int64_t *next, int64_t n_next, const float *weights, float *sums, Number *out, bool first, bool last) const {
+    void combine_columns(const Number *rows, int64_t d, const int64_t *own, int64_t n, const int64_t *later, int64_t n_later, const float *weights, float *sums, Number *out, bool first, bool last) const {
         __m512 sum[V];
 #pragma GCC unroll 8
         for (int v = 0; v < V; v++) sum[v] = first ? _mm512_setzero_ps() : _mm512_loadu_ps(sums + d + v * LANES);
         if (!first)
             for (int64_t at = 0; at < V * LANES; at += LINE / sizeof(float)) ask(sums + e.width + d + at);
-        for (int64_t i = 0; i < n_next; i++)
-            for (int64_t at = 0; at < V * LANES; at += LINE / sizeof(Number)) ask(rows + next[i] * e.width + d + at);
+        for (int64_t i = 0; i < n_later; i++)
+            for (int64_t at = 0; at < V * LANES; at += LINE / sizeof(Number)) ask(rows + later[i] * e.width + d + at);
         for (int64_t i = 0; i < n; i++) {
             const __m512 factor = _mm512_set1_ps(weights ? weights[own[i]] : 1);
 #pragma GCC unroll 8
@@ -286,20 +286,20 @@ template <class Type> struct Block {
     // For all tokens, the sums over their rows of group g, times their weights where these are given, added to what earlier
     // groups gave. Called by all threads at once.
     void combine(int64_t g, const Number *rows, const float *weights, float *sums, Number *out) const {
-        constexpr int AT_ONCE = 8;
+        constexpr int AT_ONCE = 2;  // vectors: little of many rows, so that what is asked for comes from many places of memory
         const int64_t most = up_to(e.top_k, EIGHT) + EIGHT;
-        std::vector<int64_t> room(2 * most);
-        int64_t *own = room.data(), *next = own + most, n_next = -1;
+        std::vector<int64_t> room(3 * most);
+        int64_t *own = room.data(), *next = own + most, *later = next + most, n = -1, n_next = 0, n_later = 0;
         const float *weights_here = weights ? weights + e.bounds[e.groups[g]] : nullptr;
         const bool first = g == 0, last = g + 1 == e.n_groups;
 #pragma omp for schedule(static)
         for (int64_t t = 0; t < e.n_tokens; t++) {
-            const int64_t n = n_next < 0 ? rows_of(t, g, next) : n_next;
-            std::swap(own, next);
-            n_next = rows_of(t + 1, g, next);
+            if (n < 0) n_next = rows_of(t, g, next), n_later = rows_of(t + 1, g, later);
+            std::swap(own, next), std::swap(next, later);
+            n = n_next, n_next = n_later, n_later = rows_of(t + 2, g, later);
             float *const sum = sums ? sums + t * e.width : nullptr;
             in_blocks<AT_ONCE>(e.width, [&](auto v, int64_t d) {
-                combine_columns<v>(rows, d, own, n, next, n_next, weights_here, sum, out + t * e.width, first, last);
+                combine_columns<v>(rows, d, own, n, later, n_later, weights_here, sum, out + t * e.width, first, last);
             });
         }
     }
