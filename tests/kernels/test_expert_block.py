@@ -1,5 +1,6 @@
 """The compiled expert block equals the block in plain torch: sums and gradients, however the rows fall."""
 
+from itertools import accumulate, pairwise
 from typing import Any
 
 import pytest
@@ -139,6 +140,16 @@ def test_groups_of_experts_add_up_to_the_whole(case: Case, group_bytes: int) -> 
     wanted = experts.backward(x, rows, gate_up, down, whole[1], case.direction)
     for mine, theirs in zip(found, wanted, strict=True):
         assert relative_error(mine, theirs.float()) <= ROUNDING[x.dtype]
+
+
+@given(counts=st.lists(st.integers(0, 50), min_size=1, max_size=40), row=st.integers(1, 9), limit=st.integers(1, 2000))
+def test_groups_are_few_and_of_like_sizes(counts: list[int], row: int, limit: int) -> None:
+    bounds = tuple(accumulate(counts, initial=0))
+    begins = experts.expert_groups(bounds, row, limit)
+    sizes = [(bounds[end] - bounds[begin]) * row for begin, end in pairwise(begins)]
+    assert begins[0] == 0 and begins[-1] == len(counts) and all(end > begin for begin, end in pairwise(begins))
+    assert len(sizes) <= max(-(-sum(counts) * row // limit), 1)
+    assert max(sizes) <= limit + max(counts) * row
 
 
 def test_a_second_backward_pass_gives_the_same() -> None:

@@ -9,14 +9,17 @@ from published_shapes import published, windowed
 from moekit.config.codec import update
 from moekit.config.errors import ConfigError
 from moekit.config.model import ModelConfig
+from moekit.kernels import experts
 from moekit.kernels.experts import computes
 from moekit.model.transformer import Transformer
 from moekit.moe.routing import Routing
+from moekit.plan import activations
 from moekit.plan.activations import Batch, saved
 from moekit.plan.from_config import blueprint_of
 from moekit.plan.memory import Layout, Training, cache_bytes, kv_cache, memory
 from moekit.plan.precision import FORMATS, parse_precision
 from moekit.plan.training import is_muon, training_bytes
+from moekit.train import cross_entropy
 from moekit.train.objective import Rows, objective
 from moekit.train.optimizer import muon_groups
 
@@ -138,6 +141,11 @@ def _hidden(loss: torch.Tensor) -> list[torch.Tensor]:
 def _keep_routing(routing: Routing, keep: Any) -> None:
     for value in (routing.experts, routing.weights, routing.scores, routing.logits):
         keep(value)
+
+
+def test_the_plan_knows_the_sizes_that_the_code_works_with() -> None:
+    planned = (activations.LANES, activations.GROUP, activations.CHUNK)
+    assert planned == (experts.LANES, experts.GROUP, cross_entropy.CHUNK)
 
 
 def test_muon_moves_the_matrices_that_the_plan_says() -> None:

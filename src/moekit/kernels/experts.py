@@ -13,7 +13,7 @@ from moekit.tensors import Float, Int, Tensor
 LANES = 16
 """Widths must be multiples of it."""
 
-GROUP = 32 << 20
+GROUP = 64 << 20
 """Bytes of rows after which the results of experts are added up: the more, the seldomer the sums are met, but the more
 memory they take. Writing to new memory takes ten times as long as to old."""
 
@@ -152,10 +152,14 @@ def _in_large_pages(memory: Tensor) -> Tensor:
 
 
 def expert_groups(bounds: Sequence[int], row_bytes: int, group_bytes: int = GROUP) -> tuple[int, ...]:
-    """Where groups of experts begin, and the end; all but the last have at least `group_bytes` of rows."""
+    """Where groups of experts begin, and the end: as few as hold `group_bytes` of rows, all of like sizes.
+
+    A group ends with an expert, and so may hold more by the rows of one.
+    """
+    n_groups = -(-bounds[-1] * row_bytes // group_bytes)
     found = [0]
     for expert in range(1, len(bounds) - 1):
-        if (bounds[expert] - bounds[found[-1]]) * row_bytes >= group_bytes:
+        if len(found) < n_groups and bounds[expert] * n_groups >= bounds[-1] * len(found):
             found.append(expert)
     return (*found, len(bounds) - 1)
 

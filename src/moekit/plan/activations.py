@@ -5,6 +5,7 @@ moekit's compiled kernels run (AVX512 with BF16): without them, experts, SwiGLU 
 and masks are left out.
 """
 
+import math
 from typing import NamedTuple
 
 from moekit.plan.blueprint import Attention, Blueprint, Mixture
@@ -12,8 +13,8 @@ from moekit.plan.blueprint import Attention, Blueprint, Mixture
 LANES = 16
 """Compiled logits are for widths and numbers of experts that are multiples of it."""
 
-GROUP = 16 << 20
-"""Bytes of experts' rows after which that block adds them up."""
+GROUP = 64 << 20
+"""Bytes of experts' rows at most after which that block adds them up."""
 
 CHUNK = 512
 """Rows of logits that the loss forms at a time."""
@@ -135,9 +136,10 @@ def backward_peak(blueprint: Blueprint, batch: Batch) -> int:
 
 def _experts_backward(mixture: Mixture, width: int, batch: Batch) -> int:
     rows = mixture.top_k * batch.tokens * width * batch.width
-    sums = batch.tokens * width * 4 if rows > GROUP else 0
+    groups = max(math.ceil(rows / GROUP), 1)
+    sums = batch.tokens * width * 4 if groups > 1 else 0
     inners = mixture.top_k * batch.tokens * inner(mixture.expert, width) * batch.width
-    return inners + min(rows, GROUP) + sums
+    return inners + rows // groups + sums
 
 
 def working_set(blueprint: Blueprint, tokens: int, width: int) -> int:
