@@ -11,8 +11,9 @@ from moekit.config.capacity import ExpertCapacity
 from moekit.config.moe import MoEConfig
 from moekit.config.routing import TopKRouting
 from moekit.kernels import logits
-from moekit.kernels.choice import Chosen, choose
+from moekit.kernels.choice import Chosen
 from moekit.kernels.library import library
+from moekit.kernels.linear import MOST
 from moekit.moe.layer import MoE
 from moekit.moe.selection.compiled_choice import compiled_choice
 from moekit.moe.selection.rule import Selection, Tokens
@@ -111,15 +112,24 @@ def test_of_equal_experts_the_first_are_chosen() -> None:
 
 @needs_wide
 @given(
-    seed=st.integers(0, 2**31 - 1), n_experts=st.integers(1, 600), top_k=st.integers(1, 40), levels=st.integers(1, 999)
+    seed=st.integers(0, 2**31 - 1),
+    n_experts=st.integers(1, 600),
+    top_k=st.integers(1, 40),
+    levels=st.integers(1, 999),
+    n_tokens=st.sampled_from([MOST, MOST + 9]),
 )
 def test_the_best_of_any_number_of_experts_are_those_that_a_stable_sort_finds(
-    seed: int, n_experts: int, top_k: int, levels: int
+    seed: int, n_experts: int, top_k: int, levels: int, n_tokens: int
 ) -> None:
-    # Few levels: many experts are equal.
-    top_k = min(top_k, n_experts)
-    logits_ = torch.randint(0, levels, (16, n_experts), generator=torch.Generator().manual_seed(seed)) / 100
-    found = choose(logits_, rule_of(TopKRouting(score="sigmoid"), n_experts, top_k, 16).way(), (None, None))
+    # Few tokens are routed as they are decoded, many in whole vectors; with few levels, many experts are equal.
+    n_experts = n_experts if n_tokens <= MOST else 16 * (n_experts // 16 + 1)
+    top_k, routing = min(top_k, n_experts), TopKRouting(score="sigmoid")
+    config = MoEConfig(width=16, expert_width=16, n_routed=n_experts, n_shared=0, top_k=top_k, routing=routing)
+    layer = MoE(config).bfloat16()
+    source = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        layer.router.centroids.copy_(torch.randint(0, levels, (n_experts, 16), generator=source) / 100)
+        found = layer(torch.eye(n_tokens, 16).bfloat16()).routing
     expected = found.scores.sort(dim=-1, descending=True, stable=True)
     assert torch.equal(found.experts, expected.indices[:, :top_k])
     assert torch.equal(found.weights, expected.values[:, :top_k])

@@ -79,14 +79,15 @@ def packed_choice(
     return packed, kept
 
 
-def choose(logits: Float[Tensor, "T E"], way: Way, steering: Steering) -> Chosen:
-    """The choice of T tokens, from contiguous float32 logits."""
-    compiled, (n, n_experts) = kernels(), logits.shape
-    scores, weights = torch.empty_like(logits), logits.new_empty(n, way.top_k)
+def choose(x: Float[Tensor, "T D"], centroids: Float[Tensor, "E D"], way: Way, steering: Steering) -> Chosen:
+    """The choice of T tokens, whose logits are products with the centroids. Call only where `logits.computes`."""
+    compiled, (n, width), n_experts = kernels(), x.shape, len(centroids)
+    logits, scores, weights = (torch.empty(n, size) for size in (n_experts, n_experts, way.top_k))
     experts = torch.empty(n, way.top_k, dtype=torch.long)
     choice, _kept = packed_choice(way, n_experts, steering)
-    places = (each.data_ptr() for each in (scores, experts, weights))
-    compiled.moekit_choose(choice, logits.data_ptr(), n, *places, torch.get_num_threads(), compiled.moekit_level())
+    given = (x.data_ptr(), centroids.data_ptr(), NUMBERS[x.dtype], n, width, choice)
+    places = (each.data_ptr() for each in (logits, scores, experts, weights))
+    compiled.moekit_choose(*given, *places, torch.get_num_threads(), compiled.moekit_level())
     return Chosen(experts, weights, scores, logits)
 
 

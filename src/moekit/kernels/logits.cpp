@@ -1,9 +1,11 @@
 // Products of many rows with a matrix, both in bfloat16 or both in float32, kept in float32: what a router's logits are.
-// A product of two bfloat16 is exact in float32, so that nothing is rounded before the sums are. And their gradients.
+// A product of two bfloat16 is exact in float32, so that nothing is rounded before the sums are. What follows from them, and
+// their gradients.
 
 #include <omp.h>
 
 #include "broad.h"
+#include "choice.h"
 
 WIDE_BEGIN
 
@@ -15,12 +17,14 @@ constexpr int64_t TOGETHER = 4 * COLUMNS;  // rows of x that meet a strip of the
 constexpr int64_t ROWS_AT_ONCE = 256;      // of x and its products whose gradients are formed together,
 constexpr int64_t COLUMNS_AT_ONCE = 256;   // and columns of x: packed, they stay in the second cache
 
-template <class Type>
-void products(const typename Type::Number *x, const typename Type::Number *matrix, int64_t n, int64_t width, int64_t out, float *to, int threads) {
+// then(row) is called for each row of the products while it is in the second cache, with room for twice as many numbers.
+template <class Type, class Then>
+void products(const typename Type::Number *x, const typename Type::Number *matrix, int64_t n, int64_t width, int64_t out, float *to, int threads, const Then &then) {
     const int64_t words = width / Type::PER_WORD;
 #pragma omp parallel num_threads(threads)
     {
         rows::Buffer<Word> in(words * TOGETHER);
+        rows::Buffer<float> room(2 * out);
         std::vector<int64_t> which(TOGETHER);
         alignas(LINE) Found found;
 #pragma omp for schedule(dynamic, 1)
@@ -34,8 +38,15 @@ void products(const typename Type::Number *x, const typename Type::Number *matri
                     strip<Type>(at, width, &in[p * words * COLUMNS], words, columns, found, row + STRIP < out ? at + STRIP * width : matrix);
                     put_columns<Float32>(found, columns, to + (begin + first) * out + row, out);
                 });
+            for (int64_t row = begin; row < begin + size; row++) then(row, room.data());
         }
     }
+}
+
+template <class Then>
+void products_of(const void *x, const void *matrix, int bits, int64_t n, int64_t width, int64_t out, float *to, int threads, const Then &then) {
+    if (bits == 16) products<BFloat16>((const uint16_t *)x, (const uint16_t *)matrix, n, width, out, to, threads, then);
+    else products<Float32>((const float *)x, (const float *)matrix, n, width, out, to, threads, then);
 }
 
 // to[n][width] = grad[n][out] matrix[out][width], by as many threads as come.
@@ -98,8 +109,15 @@ extern "C" {
 
 // to[n][out] = x[n][width] matrix[out][width]^T; width and out are multiples of 16.
 void moekit_logits(const void *x, const void *matrix, int bits, int64_t n, int64_t width, int64_t out, float *to, int threads, int) {
-    if (bits == 16) products<tiles::BFloat16>((const uint16_t *)x, (const uint16_t *)matrix, n, width, out, to, threads);
-    else products<tiles::Float32>((const float *)x, (const float *)matrix, n, width, out, to, threads);
+    products_of(x, matrix, bits, n, width, out, to, threads, [](int64_t, float *) {});
+}
+
+// Such logits of n tokens, and the scores, experts and weights that follow from them.
+void moekit_choose(const void *x, const void *centroids, int bits, int64_t n, int64_t width, const moekit_choice *choice, float *logits, float *scores, int64_t *experts, float *weights, int threads, int level) {
+    const int64_t out = choice->n_experts, top_k = choice->top_k;
+    products_of(x, centroids, bits, n, width, out, logits, threads, [=](int64_t t, float *room) {
+        choice::choose(*choice, logits + t * out, scores + t * out, experts + t * top_k, weights + t * top_k, room, level);
+    });
 }
 
 // Where `grad` is the gradient of such a product: that of x, grad matrix, and of the matrix, grad^T x. All are of one type.

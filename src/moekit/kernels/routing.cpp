@@ -1,4 +1,4 @@
-// The router's choice for many tokens, and the gradients that come back through it: only the chosen experts' logits have one
+// The gradients that come back through a router's choice for many tokens: only the chosen experts' logits have one
 // unless something looks at the scores of all, so that most of the products with the centroids need not be done.
 
 #include <cmath>
@@ -98,18 +98,6 @@ template <class Number> void slopes_of_all(const moekit_chosen &c, Number *to, i
 }  // namespace
 
 extern "C" {
-
-// Scores, experts and weights of n tokens from their logits.
-void moekit_choose(const moekit_choice *choice, const float *logits, int64_t n, float *scores, int64_t *experts, float *weights, int threads, int level) {
-    const int64_t n_experts = choice->n_experts, top_k = choice->top_k;
-#pragma omp parallel num_threads(threads)
-    {
-        rows::Buffer<float> room(2 * n_experts);
-#pragma omp for schedule(static)
-        for (int64_t t = 0; t < n; t++)
-            choose(*choice, logits + t * n_experts, scores + t * n_experts, experts + t * top_k, weights + t * top_k, room.data(), level);
-    }
-}
 
 // The gradients of all logits, [n, n_experts], rounded to the type of the tokens.
 void moekit_slopes(const moekit_chosen *c, void *to, int threads, int level) {

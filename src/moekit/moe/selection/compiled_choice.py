@@ -4,7 +4,6 @@ from typing import Any
 
 import torch
 
-from moekit.kernels import logits
 from moekit.kernels.choice import Chosen, Slopes, Steering, Way, backward, choose
 from moekit.tensors import Float, Tensor
 
@@ -20,7 +19,7 @@ class CompiledChoice(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, centroids: Tensor, way: Way, bias: Tensor | None, factor: Tensor | None
     ) -> tuple[Tensor, ...]:
-        found = choose(logits.product(x, centroids), way, (bias, factor))
+        found = choose(x, centroids, way, (bias, factor))
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(found.experts)
         ctx.save_for_backward(x, centroids, found.experts, found.scores, found.logits)
