@@ -13,18 +13,26 @@ namespace {
 
 using namespace tiles;
 
-constexpr int64_t TOGETHER = 4 * COLUMNS;  // rows of x that meet a strip of the matrix while it is in the first cache
+constexpr int64_t TOGETHER = 3 * COLUMNS;  // rows of x that meet a strip of the matrix while it is in the first cache, with products that stay in the second
 constexpr int64_t ROWS_AT_ONCE = 256;      // of x and its products whose gradients are formed together,
 constexpr int64_t COLUMNS_AT_ONCE = 256;   // and columns of x: packed, they stay in the second cache
 
-// then(row) is called for each row of the products while it is in the second cache, with room for twice as many numbers.
+// Stores n numbers, whole vectors, past the caches if they begin with a line; `_mm_sfence` must follow.
+void put_away(const float *from, int64_t n, float *to) {
+    const bool lines = (uintptr_t)to % LINE == 0;
+    for (int64_t i = 0; i < n; i += LANES)
+        if (lines) _mm512_stream_ps(to + i, _mm512_loadu_ps(from + i));
+        else _mm512_storeu_ps(to + i, _mm512_loadu_ps(from + i));
+}
+
+// then(row, products) is called for each row of x with its products, while they are in the second cache.
 template <class Type, class Then>
-void products(const typename Type::Number *x, const typename Type::Number *matrix, int64_t n, int64_t width, int64_t out, float *to, int threads, const Then &then) {
+void products(const typename Type::Number *x, const typename Type::Number *matrix, int64_t n, int64_t width, int64_t out, int threads, const Then &then) {
     const int64_t words = width / Type::PER_WORD;
 #pragma omp parallel num_threads(threads)
     {
         rows::Buffer<Word> in(words * TOGETHER);
-        rows::Buffer<float> room(2 * out);
+        rows::Buffer<float> to(out * TOGETHER), room(3 * out);
         std::vector<int64_t> which(TOGETHER);
         alignas(LINE) Found found;
 #pragma omp for schedule(dynamic, 1)
@@ -36,17 +44,18 @@ void products(const typename Type::Number *x, const typename Type::Number *matri
                 in_panels(size, [&](int64_t p, int64_t first, int64_t columns) {
                     const auto *at = matrix + row * width;
                     strip<Type>(at, width, &in[p * words * COLUMNS], words, columns, found, row + STRIP < out ? at + STRIP * width : matrix);
-                    put_columns<Float32>(found, columns, to + (begin + first) * out + row, out);
+                    put_columns<Float32>(found, columns, &to[first * out + row], out);
                 });
-            for (int64_t row = begin; row < begin + size; row++) then(row, room.data());
+            for (int64_t i = 0; i < size; i++) then(begin + i, &to[i * out], room.data());
+            _mm_sfence();
         }
     }
 }
 
 template <class Then>
-void products_of(const void *x, const void *matrix, int bits, int64_t n, int64_t width, int64_t out, float *to, int threads, const Then &then) {
-    if (bits == 16) products<BFloat16>((const uint16_t *)x, (const uint16_t *)matrix, n, width, out, to, threads, then);
-    else products<Float32>((const float *)x, (const float *)matrix, n, width, out, to, threads, then);
+void products_of(const void *x, const void *matrix, int bits, int64_t n, int64_t width, int64_t out, int threads, const Then &then) {
+    if (bits == 16) products<BFloat16>((const uint16_t *)x, (const uint16_t *)matrix, n, width, out, threads, then);
+    else products<Float32>((const float *)x, (const float *)matrix, n, width, out, threads, then);
 }
 
 // to[n][width] = grad[n][out] matrix[out][width], by as many threads as come.
@@ -109,14 +118,16 @@ extern "C" {
 
 // to[n][out] = x[n][width] matrix[out][width]^T; width and out are multiples of 16.
 void moekit_logits(const void *x, const void *matrix, int bits, int64_t n, int64_t width, int64_t out, float *to, int threads, int) {
-    products_of(x, matrix, bits, n, width, out, to, threads, [](int64_t, float *) {});
+    products_of(x, matrix, bits, n, width, out, threads, [=](int64_t row, const float *found, float *) { put_away(found, out, to + row * out); });
 }
 
 // Such logits of n tokens, and the scores, experts and weights that follow from them.
 void moekit_choose(const void *x, const void *centroids, int bits, int64_t n, int64_t width, const moekit_choice *choice, float *logits, float *scores, int64_t *experts, float *weights, int threads, int level) {
     const int64_t out = choice->n_experts, top_k = choice->top_k;
-    products_of(x, centroids, bits, n, width, out, logits, threads, [=](int64_t t, float *room) {
-        choice::choose(*choice, logits + t * out, scores + t * out, experts + t * top_k, weights + t * top_k, room, level);
+    products_of(x, centroids, bits, n, width, out, threads, [=](int64_t t, const float *own, float *room) {
+        choice::choose(*choice, own, room, experts + t * top_k, weights + t * top_k, room + out, level);
+        put_away(own, out, logits + t * out);
+        put_away(room, out, scores + t * out);
     });
 }
 

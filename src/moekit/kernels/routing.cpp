@@ -23,6 +23,8 @@ namespace {
 
 using namespace choice;
 
+constexpr int64_t AHEAD = 4;  // tokens
+
 // The slopes of n scores from those that come back to them, in their place.
 INLINE void through_scores(const float *scores, int64_t n, int kind, float *slopes) {
     if (kind == SOFTMAX) {
@@ -51,6 +53,12 @@ INLINE void of_chosen(const moekit_chosen &c, int64_t t, float *raw, float *foun
     raw_weights(choice, c.logits + all, c.scores + all, c.experts + own, raw, level);
     of_raw(choice, raw, c.of_weights + own, found);
     through_scores(raw, choice.top_k, choice.score, found);
+}
+
+// What `of_chosen` reads of a token that comes later, here and there in memory.
+void ask_for_chosen(const moekit_chosen &c, int64_t t) {
+    const float *numbers = (c.choice.late ? c.logits : c.scores) + t * c.choice.n_experts;
+    for (int64_t k = 0; k < c.choice.top_k; k++) __builtin_prefetch(numbers + c.experts[t * c.choice.top_k + k]);
 }
 
 // One token's gradients of all logits.
@@ -114,7 +122,10 @@ void moekit_chosen_backward(const moekit_chosen *c, const void *x, const void *c
     {
         rows::Buffer<float> raw(top_k);
 #pragma omp for schedule(static)
-        for (int64_t t = 0; t < c->n; t++) of_chosen(*c, t, raw.data(), &slopes[t * top_k], level);
+        for (int64_t t = 0; t < c->n; t++) {
+            if (t + AHEAD < c->n) ask_for_chosen(*c, t + AHEAD);
+            of_chosen(*c, t, raw.data(), &slopes[t * top_k], level);
+        }
     }
     router_gradients({c->experts, slopes.data(), c->n, top_k, c->choice.n_experts}, x, centroids, width, int(c->bits), of_x, of_centroids, threads);
 }
