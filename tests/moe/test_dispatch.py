@@ -27,9 +27,27 @@ def test_rows_lie_where_a_stable_sort_puts_them(seed: int, n_tokens: int, top_k:
             assert torch.equal(getattr(found, field), getattr(expected, field)), field
 
 
+@pytest.mark.parametrize("threads", [1, 2, 3, 4])
+@pytest.mark.parametrize(("n_tokens", "top_k"), [(1999, 3), (4099, 1), (700, 7)])
+def test_rows_of_many_tokens_lie_where_a_stable_sort_puts_them(threads: int, n_tokens: int, top_k: int) -> None:
+    source, before = torch.Generator().manual_seed(threads), torch.get_num_threads()
+    experts = torch.randint(-1, 30, (n_tokens, top_k), generator=source)
+    scores = torch.rand(n_tokens, 40)
+    try:
+        torch.set_num_threads(threads)
+        found = dispatch(Routing(experts, scores[:, :top_k], scores, scores), 1)
+    finally:
+        torch.set_num_threads(before)
+    expected = sorted_rows(experts, 40, 1)
+    assert found.bounds == expected.bounds
+    assert torch.equal(found.tokens, expected.tokens) and torch.equal(found.rows, expected.rows)
+
+
 @pytest.mark.skipif(library() is None, reason="no compiled kernels on this machine")
 @pytest.mark.parametrize("expert", [-2, 3, 2**40])
-def test_an_expert_that_is_not_there_is_refused(expert: int) -> None:
-    experts, scores = torch.tensor([[0, expert]]), torch.rand(1, 3)
+@pytest.mark.parametrize("n_tokens", [1, 9000])
+def test_an_expert_that_is_not_there_is_refused(expert: int, n_tokens: int) -> None:
+    experts, scores = torch.zeros(n_tokens, 2, dtype=torch.long), torch.rand(n_tokens, 3)
+    experts[-1, 1] = expert
     with pytest.raises(ValueError, match="experts 0 to 2"):
         dispatch(Routing(experts, scores[:, :2], scores, scores), 1)

@@ -29,7 +29,8 @@ def by_expert(experts: Int[Tensor, "T K"], n_experts: int) -> ByExpert | None:
     tokens, rows = torch.empty(experts.numel(), dtype=torch.long), torch.empty_like(experts)
     limits = torch.empty(n_experts + 1, dtype=torch.long)
     places = (each.data_ptr() for each in (tokens, rows, limits))
-    if not compiled.moekit_by_expert(experts.data_ptr(), experts.numel(), experts.shape[-1], n_experts, *places):
+    sizes = experts.numel(), experts.shape[-1], n_experts
+    if not compiled.moekit_by_expert(experts.data_ptr(), *sizes, *places, torch.get_num_threads()):
         raise ValueError(f"a routing must name experts 0 to {n_experts - 1}, or -1 for an empty place")
     bounds = tuple(limits.tolist())
     return ByExpert(tokens[: bounds[-1]], rows, bounds)

@@ -55,7 +55,7 @@ SIGNATURES: dict[str, tuple[Any, ...]] = {
     "moekit_large_pages": (c_void_p, c_int64),
     "moekit_logits": (c_void_p, c_void_p, c_int, *[c_int64] * 3, c_void_p, c_int, c_int),
     "moekit_logits_backward": (*[c_void_p] * 3, c_int, *[c_int64] * 3, c_void_p, c_void_p, c_int, c_int),
-    "moekit_by_expert": (c_void_p, *[c_int64] * 3, *[c_void_p] * 3),
+    "moekit_by_expert": (c_void_p, *[c_int64] * 3, *[c_void_p] * 3, c_int),
     "moekit_choose": (c_void_p, c_void_p, c_int, c_int64, c_int64, *[c_void_p] * 5, c_int, c_int),
     "moekit_slopes": (c_void_p, c_void_p, c_int, c_int),
     "moekit_chosen_backward": (*[c_void_p] * 3, c_int64, *[c_void_p] * 2, c_int, c_int),

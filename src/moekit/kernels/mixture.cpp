@@ -8,7 +8,7 @@
 
 extern "C" {
 void moekit_swiglu_rows(const moekit_block *, int64_t, const void *, int, int64_t, int64_t, void *, int, int, int);
-bool moekit_by_expert(const int64_t *, int64_t, int64_t, int64_t, int64_t *, int64_t *, int64_t *);
+bool moekit_by_expert(const int64_t *, int64_t, int64_t, int64_t, int64_t *, int64_t *, int64_t *, int);
 void moekit_linear_rows(const moekit_matrix *, const void *, int, int64_t, void *, int, int, int);
 }
 
@@ -30,7 +30,7 @@ Chosen by_expert(const int64_t *experts, const float *weights, int64_t n, const 
     const int64_t places = n * choice.top_k;
     std::vector<int64_t> rows(places);
     Chosen found = {{std::vector<int64_t>(places), std::vector<float>(places)}, std::vector<int64_t>(choice.n_experts + 1)};
-    moekit_by_expert(experts, places, choice.top_k, choice.n_experts, found.rows.tokens.data(), rows.data(), found.bounds.data());
+    moekit_by_expert(experts, places, choice.top_k, choice.n_experts, found.rows.tokens.data(), rows.data(), found.bounds.data(), 1);
     for (int64_t place = 0; place < places; place++) found.rows.weights[rows[place]] = weights[place];
     return found;
 }
