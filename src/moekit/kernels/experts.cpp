@@ -16,7 +16,8 @@ struct moekit_experts {
     const int64_t *bounds;                     // rows bounds[e] to bounds[e + 1] are for expert e
     const int64_t *tokens;                     // whose row it is
     const int64_t *places;                     // the rows of each token, [n_tokens, top_k]; the number of rows: none
-    const float *weights;                      // of each row
+    const float *weights;                      // of each place
+    float *row_weights;                        // of each row, which `forward` leaves for `backward`; or null
     const int64_t *groups;                     // experts groups[g] to groups[g + 1] are computed before the next ones
     void *const *hidden, *const *inners;       // room for each expert's gate and up, and for half as much; or null
     int64_t n_experts, n_groups, n_tokens, top_k, width, inner;
@@ -160,10 +161,10 @@ template <class Type> struct Block {
 
     // The gradients of gate and up from `raw`, that of silu(gate) * up without the row's weight, in their place, for
     // `columns` numbers of n rows from `begin` on; inner becomes the weighted silu(gate) * up.
-    void slopes(const float *raw, int64_t begin, int64_t n, int64_t columns, Number *gate, Number *inner, float *of_weights) const {
+    void slopes(const float *raw, int64_t begin, int64_t n, int64_t columns, Number *gate, Number *inner, float *row_slopes) const {
         const __m512 one = _mm512_set1_ps(1);
         for (int64_t row = 0; row < n; row++, raw += BROAD, gate += 2 * e.inner, inner += e.inner) {
-            const __m512 w = _mm512_set1_ps(e.weights[begin + row]);
+            const __m512 w = _mm512_set1_ps(e.row_weights[begin + row]);
             __m512 sum = _mm512_setzero_ps();
             for (int64_t i = 0; i < columns; i += LANES) {
                 Number *up = gate + e.inner;
@@ -176,16 +177,16 @@ template <class Type> struct Block {
                 Type::store(gate + i, _mm512_mul_ps(_mm512_mul_ps(weighted, u), of_silu));
                 Type::store(inner + i, _mm512_mul_ps(product, w));
             }
-            of_weights[begin + row] += _mm512_reduce_add_ps(sum);
+            row_slopes[begin + row] += _mm512_reduce_add_ps(sum);
         }
     }
 
     // From the gradient of the tokens: of the rows' weights, of gate and up (in their place), of the rows of x; inners
     // become the weighted silu(gate) * up.
-    void backward_chunk(const Chunk &c, const Number *grad, Number *rows, float *of_weights, Scratch &one) const {
+    void backward_chunk(const Chunk &c, const Number *grad, Number *rows, float *row_slopes, Scratch &one) const {
         const int64_t begin = e.bounds[c.expert] + c.begin, inner = e.inner, width = e.width, *tokens = e.tokens + begin;
         Word *panel = one.take<Word>(4 * BROAD * words(std::max(width, 2 * inner)));
-        std::fill_n(of_weights + begin, c.n, 0.0f);
+        std::fill_n(row_slopes + begin, c.n, 0.0f);
         Number *hidden = (Number *)e.hidden[c.expert] + 2 * c.begin * inner, *inners = (Number *)e.inners[c.expert] + c.begin * inner;
         alignas(LINE) float found[BROAD_ROWS * BROAD];
         for (int64_t i = 0; i < inner; i += BROAD) {
@@ -196,7 +197,7 @@ template <class Type> struct Block {
                 for (int64_t after = r + n; i == 0 && after < std::min(r + 2 * n, c.n); after++) ask_for(grad + tokens[after] * width, width);
                 for (int64_t half = 2 * r; half < 2 * (r + n); half++) ask_for(hidden + half * inner + i, columns);
                 broad<Type, Float32>(Left{(const Word *)grad, words(width), tokens + r}, n, {panel, s ? nullptr : down(c.expert) + i, inner}, words(width), columns, {found, BROAD, false}, next.of_strip(s));
-                slopes(found, begin + r, n, columns, hidden + 2 * r * inner + i, inners + r * inner + i, of_weights);
+                slopes(found, begin + r, n, columns, hidden + 2 * r * inner + i, inners + r * inner + i, row_slopes);
             });
         }
         const bool past_caches = many && whole_lines(rows, e.width);
@@ -246,36 +247,45 @@ template <class Type> struct Block {
     // What an expert's tokens have in `x` or in the gradient.
     Rows<Number> rows_of_tokens(const Number *x, int64_t expert) const { return {x, e.width, e.tokens + e.bounds[expert]}; }
 
-    // The rows of a token that lie in group g, counted from the group's first; eight places are written at a time.
-    int64_t rows_of(int64_t t, int64_t g, int64_t *found) const {
-        const int64_t first = e.bounds[e.groups[g]], size = e.bounds[e.groups[g + 1]] - first;
+    // The rows of a token that lie in a group, counted from the group's first, and their weights.
+    struct Token {
+        std::vector<int64_t> rows;
+        std::vector<float> weights;
         int64_t n = 0;
+        explicit Token(int64_t top_k) : rows(top_k + EIGHT), weights(top_k + EIGHT) {}
+    };
+
+    // Those of token t in group g; eight places are written at a time.
+    void find(int64_t t, int64_t g, Token &token) const {
+        const int64_t first = e.bounds[e.groups[g]], size = e.bounds[e.groups[g + 1]] - first;
+        token.n = 0;
         for (int64_t k = 0; t < e.n_tokens && k < e.top_k; k += EIGHT) {
             const __mmask8 there = __mmask8(wide::first(std::min(e.top_k - k, EIGHT)));
-            const __m512i rows = _mm512_sub_epi64(_mm512_maskz_loadu_epi64(there, e.places + t * e.top_k + k), _mm512_set1_epi64(first));
+            const int64_t at = t * e.top_k + k;
+            const __m512i rows = _mm512_sub_epi64(_mm512_maskz_loadu_epi64(there, e.places + at), _mm512_set1_epi64(first));
             // As numbers without a sign, rows of earlier groups are large.
             const __mmask8 own = _mm512_mask_cmplt_epu64_mask(there, rows, _mm512_set1_epi64(size));
-            _mm512_storeu_si512(found + n, _mm512_maskz_compress_epi64(own, rows));
-            n += __builtin_popcount(own);
+            _mm512_storeu_si512(&token.rows[token.n], _mm512_maskz_compress_epi64(own, rows));
+            _mm256_storeu_ps(&token.weights[token.n], _mm256_maskz_compress_ps(own, _mm256_maskz_loadu_ps(there, e.weights + at)));
+            token.n += __builtin_popcount(own);
         }
-        return n;
     }
 
     // V vectors, from column d on, of the sum over a token's rows, which begins with what earlier groups gave. The rows of a
     // later token are asked for.
     template <int V>
-    void combine_columns(const Number *rows, int64_t d, const int64_t *own, int64_t n, const int64_t *later, int64_t n_later, const float *weights, float *sums, Number *out, bool first, bool last) const {
+    void combine_columns(const Number *rows, int64_t d, const Token &own, const Token &later, bool weighted, float *sums, Number *out, bool first, bool last) const {
         __m512 sum[V];
 #pragma GCC unroll 8
         for (int v = 0; v < V; v++) sum[v] = first ? _mm512_setzero_ps() : _mm512_loadu_ps(sums + d + v * LANES);
         if (!first)
             for (int64_t at = 0; at < V * LANES; at += LINE / sizeof(float)) ask(sums + e.width + d + at);
-        for (int64_t i = 0; i < n_later; i++)
-            for (int64_t at = 0; at < V * LANES; at += LINE / sizeof(Number)) ask(rows + later[i] * e.width + d + at);
-        for (int64_t i = 0; i < n; i++) {
-            const __m512 factor = _mm512_set1_ps(weights ? weights[own[i]] : 1);
+        for (int64_t i = 0; i < later.n; i++)
+            for (int64_t at = 0; at < V * LANES; at += LINE / sizeof(Number)) ask(rows + later.rows[i] * e.width + d + at);
+        for (int64_t i = 0; i < own.n; i++) {
+            const __m512 factor = _mm512_set1_ps(weighted ? own.weights[i] : 1);
 #pragma GCC unroll 8
-            for (int v = 0; v < V; v++) sum[v] = _mm512_fmadd_ps(factor, Type::load(rows + own[i] * e.width + d + v * LANES), sum[v]);
+            for (int v = 0; v < V; v++) sum[v] = _mm512_fmadd_ps(factor, Type::load(rows + own.rows[i] * e.width + d + v * LANES), sum[v]);
         }
 #pragma GCC unroll 8
         for (int v = 0; v < V; v++)
@@ -283,24 +293,25 @@ template <class Type> struct Block {
             else _mm512_storeu_ps(sums + d + v * LANES, sum[v]);
     }
 
-    // For all tokens, the sums over their rows of group g, times their weights where these are given, added to what earlier
-    // groups gave. Called by all threads at once.
-    void combine(int64_t g, const Number *rows, const float *weights, float *sums, Number *out) const {
+    // For all tokens, the sums over their rows of group g, times their weights if wanted, added to what earlier groups gave.
+    // then(t, token) follows. Called by all threads at once.
+    template <class Then>
+    void combine(int64_t g, const Number *rows, bool weighted, float *sums, Number *out, const Then &then) const {
         constexpr int AT_ONCE = 2;  // vectors: little of many rows, so that what is asked for comes from many places of memory
-        const int64_t most = up_to(e.top_k, EIGHT) + EIGHT;
-        std::vector<int64_t> room(3 * most);
-        int64_t *own = room.data(), *next = own + most, *later = next + most, n = -1, n_next = 0, n_later = 0;
-        const float *weights_here = weights ? weights + e.bounds[e.groups[g]] : nullptr;
+        Token own(e.top_k), next(e.top_k), later(e.top_k);
         const bool first = g == 0, last = g + 1 == e.n_groups;
+        bool begun = false;
 #pragma omp for schedule(static)
         for (int64_t t = 0; t < e.n_tokens; t++) {
-            if (n < 0) n_next = rows_of(t, g, next), n_later = rows_of(t + 1, g, later);
+            if (!begun) find(t, g, next), find(t + 1, g, later);
+            begun = true;
             std::swap(own, next), std::swap(next, later);
-            n = n_next, n_next = n_later, n_later = rows_of(t + 2, g, later);
+            find(t + 2, g, later);
             float *const sum = sums ? sums + t * e.width : nullptr;
             in_blocks<AT_ONCE>(e.width, [&](auto v, int64_t d) {
-                combine_columns<v>(rows, d, own, n, later, n_later, weights_here, sum, out + t * e.width, first, last);
+                combine_columns<v>(rows, d, own, later, weighted, sum, out + t * e.width, first, last);
             });
+            then(t, own);
         }
     }
 
@@ -311,7 +322,9 @@ template <class Type> struct Block {
             for (int64_t g = 0; g < e.n_groups; g++) {
 #pragma omp for schedule(dynamic, 1)
                 for (size_t c = 0; c < chunks[g].size(); c++) forward_chunk(chunks[g][c], x, in_group(rows, g), one, two);
-                combine(g, rows, e.weights, sums, out);
+                combine(g, rows, true, sums, out, [&](int64_t, const Token &token) {
+                    for (int64_t i = 0; e.row_weights && i < token.n; i++) e.row_weights[e.bounds[e.groups[g]] + token.rows[i]] = token.weights[i];
+                });
             }
         }
     }
@@ -331,7 +344,7 @@ template <class Type> struct Block {
         return found;
     }
 
-    void backward(const Number *x, const Number *grad, Number *rows, float *sums, Number *of_x, float *of_weights, Number *of_gate_up, Number *of_down) const {
+    void backward(const Number *x, const Number *grad, Number *rows, float *sums, Number *of_x, float *row_slopes, float *of_weights, Number *of_gate_up, Number *of_down) const {
         const std::vector<Part> all = parts();
 #pragma omp parallel num_threads(e.threads)
         {
@@ -340,12 +353,15 @@ template <class Type> struct Block {
 #pragma omp for schedule(dynamic, 1)
                 for (size_t c = 0; c < chunks[g].size(); c++) {
                     const int64_t i = chunks[g][c].expert;
-                    backward_chunk(chunks[g][c], grad, in_group(rows, g), of_weights, one);
+                    backward_chunk(chunks[g][c], grad, in_group(rows, g), row_slopes, one);
                     if (!whole[i]) continue;
                     // The gradients of its matrices follow while what they are made of is in the caches.
                     for (const Part &part : {Part{i, 0, e.width, true}, Part{i, 0, 2 * e.inner, false}}) matrix_part(part, x, grad, of_gate_up, of_down, one, two);
                 }
-                combine(g, rows, nullptr, sums, of_x);
+                combine(g, rows, false, sums, of_x, [&](int64_t t, const Token &) {
+                    for (int64_t place = t * e.top_k; g + 1 == e.n_groups && place < (t + 1) * e.top_k; place++)
+                        of_weights[place] = e.places[place] < e.bounds[e.n_experts] ? row_slopes[e.places[place]] : 0;
+                });
             }
 #pragma omp for schedule(dynamic, 1)
             for (size_t p = 0; p < all.size(); p++)
@@ -367,12 +383,12 @@ void moekit_experts_forward(const moekit_experts *e, const void *x, void *rows, 
     else Block<tiles::Float32>(*e, widest).forward((const float *)x, (float *)rows, sums, (float *)out);
 }
 
-// The hidden values are used up; gradients are written, not added to.
-void moekit_experts_backward(const moekit_experts *e, const void *x, const void *grad, void *rows, float *sums, void *of_x, float *of_weights, void *of_gate_up, void *of_down) {
+// The hidden values are used up; gradients are written, not added to. `row_slopes` is room for a number of each row.
+void moekit_experts_backward(const moekit_experts *e, const void *x, const void *grad, void *rows, float *sums, void *of_x, float *row_slopes, float *of_weights, void *of_gate_up, void *of_down) {
     const int64_t widest = std::max(e->width, 2 * e->inner);
     if (e->bits == 16)
-        Block<tiles::BFloat16>(*e, widest).backward((const uint16_t *)x, (const uint16_t *)grad, (uint16_t *)rows, sums, (uint16_t *)of_x, of_weights, (uint16_t *)of_gate_up, (uint16_t *)of_down);
+        Block<tiles::BFloat16>(*e, widest).backward((const uint16_t *)x, (const uint16_t *)grad, (uint16_t *)rows, sums, (uint16_t *)of_x, row_slopes, of_weights, (uint16_t *)of_gate_up, (uint16_t *)of_down);
     else
-        Block<tiles::Float32>(*e, widest).backward((const float *)x, (const float *)grad, (float *)rows, sums, (float *)of_x, of_weights, (float *)of_gate_up, (float *)of_down);
+        Block<tiles::Float32>(*e, widest).backward((const float *)x, (const float *)grad, (float *)rows, sums, (float *)of_x, row_slopes, of_weights, (float *)of_gate_up, (float *)of_down);
 }
 }

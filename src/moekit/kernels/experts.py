@@ -21,7 +21,8 @@ NUMBERS = {torch.float32: 32, torch.bfloat16: 16}
 
 
 class Rows(NamedTuple):
-    """Rows sorted by expert: `bounds[e]:bounds[e + 1]` are for expert e; `places` names those of each token (R: none).
+    """Rows sorted by expert: `bounds[e]:bounds[e + 1]` are for expert e; `places` names those of each token (R: none),
+    `weights` are these places'.
 
     Experts `groups[g]:groups[g + 1]` are computed, and their rows added up, before those of the next group.
     """
@@ -29,15 +30,22 @@ class Rows(NamedTuple):
     bounds: tuple[int, ...]
     tokens: Int[Tensor, " R"]
     places: Int[Tensor, "T K"]
-    weights: Float[Tensor, " R"]
+    weights: Float[Tensor, "T K"]
     groups: tuple[int, ...]
 
 
+class Kept(NamedTuple):
+    """What `backward` needs of `forward`: gate and up of each row, group by group, and its weight (0 for padding)."""
+
+    hidden: list[Tensor]
+    weights: Float[Tensor, " R"]
+
+
 class Gradients(NamedTuple):
-    """Of the tokens, of each row's weight, and of the stacks."""
+    """Of the tokens, of each place's weight, and of the stacks."""
 
     x: Float[Tensor, "T D"]
-    weights: Float[Tensor, " R"]
+    weights: Float[Tensor, "T K"]
     gate_up: Float[Tensor, "E twoI D"]
     down: Float[Tensor, "E D I"]
 
@@ -55,7 +63,7 @@ def forward(
     gate_up: Float[Tensor, "E twoI D"] | Sequence[Tensor | None],
     down: Float[Tensor, "E D I"] | Sequence[Tensor | None],
     keep: bool,
-) -> tuple[Float[Tensor, "T D"], list[Tensor]]:
+) -> tuple[Float[Tensor, "T D"], Kept | None]:
     """The weighted sum, for each token, of the experts of its rows, and, if wanted, what `backward` needs of it.
 
     The matrices are stacks, or one for each expert: None where it has no rows. Call only where `computes`. Who keeps,
@@ -64,10 +72,10 @@ def forward(
     if keep:
         kernels().moekit_keep_memory()
     block = _Described(x, rows, gate_up, down)
-    hidden = block.for_each_expert("hidden", block.new(2)) if keep else []
+    kept = block.keep(Kept(block.new(2), rows.weights.new_zeros(rows.bounds[-1]))) if keep else None
     out = torch.empty_like(block.x)
     kernels().moekit_experts_forward(*block.arguments(), out.data_ptr())
-    return out, hidden
+    return out, kept
 
 
 def backward(
@@ -75,16 +83,18 @@ def backward(
     rows: Rows,
     gate_up: Float[Tensor, "E twoI D"],
     down: Float[Tensor, "E D I"],
-    hidden: list[Tensor],
+    kept: Kept,
     grad: Float[Tensor, "T D"],
 ) -> Gradients:
     """The gradients that follow from `grad`, that of `forward`'s sum, and what `forward` kept, which is used up."""
     block, grad = _Described(x, rows, gate_up, down), grad.to(x.dtype).contiguous()
-    block.for_each_expert("hidden", hidden)
+    block.keep(kept)
     block.for_each_expert("inners", block.new(1))
-    weights = rows.weights.new_empty(rows.bounds[-1])
-    of = Gradients(torch.empty_like(block.x), weights, *(_in_large_pages(torch.empty_like(m)) for m in (gate_up, down)))
-    kernels().moekit_experts_backward(*block.arguments(grad.data_ptr()), *(each.data_ptr() for each in of))
+    slopes = torch.empty_like(kept.weights)
+    of_stacks = (_in_large_pages(torch.empty_like(m)) for m in (gate_up, down))
+    of = Gradients(torch.empty_like(block.x), torch.empty_like(rows.weights), *of_stacks)
+    places = (each.data_ptr() for each in (of.x, slopes, *of[1:]))
+    kernels().moekit_experts_backward(*block.arguments(grad.data_ptr()), *places)
     return of
 
 
@@ -128,13 +138,18 @@ class _Described:
         """Memory for rows of `matrices` times I numbers, group by group: in pieces that glibc keeps."""
         return [_in_large_pages(self.x.new_empty(size, matrices * self.inner)) for size in self.sizes]
 
-    def for_each_expert(self, name: str, pieces: list[Tensor]) -> list[Tensor]:
+    def keep(self, kept: Kept) -> Kept:
+        """Let the description hold where this lies."""
+        self._point("row_weights", kept.weights)
+        self.for_each_expert("hidden", kept.hidden)
+        return kept
+
+    def for_each_expert(self, name: str, pieces: list[Tensor]) -> None:
         """Let the field `name` hold where each expert's part of `pieces`, as from `new`, begins."""
         begins, row = self.bounds[:-1], pieces[0].shape[-1] * pieces[0].element_size()
         firsts = np.asarray([piece.data_ptr() for piece in pieces], np.int64) - row * begins[self.groups[:-1]]
         self._point(name, firsts.repeat(np.diff(self.groups)) + row * begins)
         self.kept.append(pieces)
-        return pieces
 
     def arguments(self, *between: int) -> tuple[object, ...]:
         """The description, x, what is `between`, and the scratch memory."""

@@ -28,7 +28,18 @@ class ExpertBlock(ctypes.Structure):
     _fields_ = (
         *(
             (name, c_void_p)
-            for name in ("gate_up", "down", "bounds", "tokens", "places", "weights", "groups", "hidden", "inners")
+            for name in (
+                "gate_up",
+                "down",
+                "bounds",
+                "tokens",
+                "places",
+                "weights",
+                "row_weights",
+                "groups",
+                "hidden",
+                "inners",
+            )
         ),
         *((name, c_int64) for name in ("n_experts", "n_groups", "n_tokens", "top_k", "width", "inner")),
         ("bits", c_int32),
@@ -60,7 +71,7 @@ SIGNATURES: dict[str, tuple[Any, ...]] = {
     "moekit_slopes": (c_void_p, c_void_p, c_int, c_int),
     "moekit_chosen_backward": (*[c_void_p] * 3, c_int64, *[c_void_p] * 2, c_int, c_int),
     "moekit_experts_forward": (POINTER(ExpertBlock), *[c_void_p] * 4),
-    "moekit_experts_backward": (POINTER(ExpertBlock), *[c_void_p] * 8),
+    "moekit_experts_backward": (POINTER(ExpertBlock), *[c_void_p] * 9),
 }
 """What the compiled functions take; where threads and instruction set count, these come last."""
 
