@@ -57,6 +57,11 @@ def test_matrices_wish_for_huge_pages_whatever_their_type_becomes() -> None:
             assert wishes_for_huge_pages(stack.data_ptr() + (stack.nbytes >> 1))
     layer = Linear(2048, 4096, bias=False).bfloat16()
     assert wishes_for_huge_pages(layer.weight.data_ptr() + (layer.weight.nbytes >> 1))
+    with torch.device("meta"):
+        made = Experts(64, 256, 256)
+    # Parameters that come from another device are other objects.
+    made = made.to_empty(device="cpu")
+    assert wishes_for_huge_pages(made.down.data_ptr() + (made.down.nbytes >> 1))
     numbers = experts.gate_up.detach()
     numbers.copy_(torch.randn(numbers.shape))
     assert torch.equal(experts.float().gate_up, numbers.float())

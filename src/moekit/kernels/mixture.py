@@ -69,11 +69,11 @@ def room(size: Size, count: int, states: Tensor | None = None) -> Found:
 def chosen(size: Size, found: Found) -> list[Chosen]:
     """The choices that lie one behind the other."""
     n, n_experts, top_k = size
-    of_places, of_all = (len(found.numbers), n, top_k), (len(found.numbers), n, n_experts)
-    scores, logits = n * top_k, n * (top_k + n_experts)
-    weights = found.numbers.as_strided(of_places, (size.numbers, top_k, 1))
-    everywhere = (found.numbers.as_strided(of_all, (size.numbers, n_experts, 1), at) for at in (scores, logits))
-    parts = (part.unbind() for part in (found.places, weights, *everywhere))
+    weights, scores, logits = found.numbers.split((n * top_k, n * n_experts, n * n_experts), dim=1)
+    shapes = ((found.places, top_k), (weights, top_k), (scores, n_experts), (logits, n_experts))
+    if len(found.numbers) == 1:
+        return [Chosen(*(part.view(n, each) for part, each in shapes))]
+    parts = (part.view(-1, n, each).unbind() for part, each in shapes)
     return [Chosen(*each) for each in zip(*parts, strict=True)]
 
 

@@ -1,5 +1,6 @@
 """The mixture-of-experts layer: route, dispatch, compute, combine, add the shared experts."""
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -9,7 +10,7 @@ from moekit.config.moe import MoEConfig
 from moekit.kernels.linear import Linear, in_one_call, listened
 from moekit.kernels.mixture import Mixture, Shared, chosen, mixture, room
 from moekit.kernels.token import run
-from moekit.moe.balance import active_rules, build_balance, selection_bias, selection_factor
+from moekit.moe.balance import active_rules, build_balance, steering
 from moekit.moe.experts import Experts, Stored
 from moekit.moe.router import Router
 from moekit.moe.routing import Routing
@@ -61,20 +62,19 @@ class MoE(nn.Module):
         from `generator` (None: torch's default).
         """
         shape = x.shape
-        tokens = x.reshape(-1, shape[-1])
-        n_sequences = max(tokens.shape[0] // shape[-2], 1) if len(shape) > 1 and shape[-2] else 1
+        n_tokens = math.prod(shape[:-1])
+        n_sequences = max(n_tokens // shape[-2], 1) if len(shape) > 1 and shape[-2] else 1
         mask = None if mask is None else mask.reshape(-1)
-        found = self._in_one_call(tokens, n_sequences, mask)
-        if found is not None:
-            return MoEOutput(found.y.view_as(x), found.routing)
+        if in_one_call(x, n_tokens) and (found := self._in_one_call(x, n_sequences, mask)) is not None:
+            return found
+        tokens = x.reshape(-1, shape[-1])
         routing = self.router(
             tokens,
-            selection_bias(self.balance),
-            selection_factor(self.balance),
+            *steering(self.balance),
             mask,
             n_sequences,
             None if ids is None else ids.reshape(-1),
-            None if tasks is None else tasks.repeat_interleave(tokens.shape[0] // max(len(tasks), 1)),
+            None if tasks is None else tasks.repeat_interleave(n_tokens // max(len(tasks), 1)),
             generator,
         )
         y = self.router.rule.combine(tokens, routing, self.experts, generator)
@@ -109,13 +109,11 @@ class MoE(nn.Module):
             return None
         if self.shared_gate is not None and gate is None:
             return None
-        steering = selection_bias(self.balance), selection_factor(self.balance)
-        return mixture(x, y, centroids, way, steering, where, None if places is None else Shared(*places, gate), before)
+        steered = steering(self.balance)
+        return mixture(x, y, centroids, way, steered, where, None if places is None else Shared(*places, gate), before)
 
-    def _in_one_call(self, x: Float[Tensor, "T D"], n_sequences: int, mask: Tensor | None) -> MoEOutput | None:
+    def _in_one_call(self, x: Float[Tensor, "*shape D"], n_sequences: int, mask: Tensor | None) -> MoEOutput | None:
         """The layer's output for few tokens; None where it is not for one compiled call."""
-        if not in_one_call(x, len(x)):
-            return None
         x = x.contiguous()
         described = self.described(x, y := torch.empty_like(x))
         if described is None:

@@ -56,14 +56,18 @@ class InHugePages(nn.Module):
     """A module whose large parameters go to huge pages when their type or place changes."""
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "InHugePages":
-        # What is no plain tensor may have no address.
-        own = [weight for weight in self._parameters.values() if weight is not None and type(weight.data) is Tensor]
-        old = [weight.data_ptr() for weight in own]
+        old = self._addresses()
         super()._apply(fn, recurse)
-        for weight, address in zip(own, old, strict=True):
-            if weight.data_ptr() != address:
-                move_to_huge_pages(weight.detach())
+        # A parameter that comes from another device is another object than before.
+        for name, address in self._addresses().items():
+            if address != old.get(name):
+                move_to_huge_pages(getattr(self, name).detach())
         return self
+
+    def _addresses(self) -> dict[str, int]:
+        """Where the parameters lie; what is no plain tensor may have no address."""
+        own = self._parameters.items()
+        return {name: weight.data_ptr() for name, weight in own if weight is not None and type(weight.data) is Tensor}
 
 
 def _advise(tensor: Tensor, advice: int | None) -> None:

@@ -8,6 +8,7 @@ from typing import Any, cast
 from torch import nn
 
 from moekit.config.moe import MoEConfig
+from moekit.kernels.choice import Steering
 from moekit.moe.balance.rule import BalanceRule, StepCount
 from moekit.tensors import Float, Tensor
 
@@ -39,6 +40,11 @@ def selection_factor(balance: nn.ModuleDict) -> Float[Tensor, " E"] | None:
     return math.prod(factors[1:], start=factors[0]) if factors else None
 
 
+def steering(balance: nn.ModuleDict) -> Steering:
+    """Both."""
+    return (selection_bias(balance), selection_factor(balance)) if balance else (None, None)
+
+
 __all__ = [
     "BalanceRule",
     "StepCount",
@@ -47,4 +53,5 @@ __all__ = [
     "build_rule",
     "selection_bias",
     "selection_factor",
+    "steering",
 ]
