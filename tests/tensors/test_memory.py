@@ -12,6 +12,8 @@ from moekit.checkpoint.header import read_header
 from moekit.kernels.linear import Linear
 from moekit.moe.experts import Experts
 from moekit.tensors.memory import HUGE, map_huge_pages, memory_bytes, move_to_huge_pages, prefer_huge_pages
+from moekit.train.adamw import AdamW
+from moekit.train.precision import MasterWeights
 
 KNOWN = HUGE is not None and Path("/sys/kernel/mm/transparent_hugepage/enabled").is_file()
 needs_huge_pages = pytest.mark.skipif(not KNOWN, reason="this system has no huge pages")
@@ -65,6 +67,20 @@ def test_matrices_wish_for_huge_pages_whatever_their_type_becomes() -> None:
     numbers = experts.gate_up.detach()
     numbers.copy_(torch.randn(numbers.shape))
     assert torch.equal(experts.float().gate_up, numbers.float())
+
+
+@needs_huge_pages
+def test_what_an_optimizer_keeps_wishes_for_huge_pages() -> None:
+    layer = Linear(2048, 2048, bias=False)
+    weights = MasterWeights(layer, torch.bfloat16, {})
+    optimizer = AdamW([{"params": list(weights.masters.values())}], (0.9, 0.95), 1e-8)
+    layer(torch.ones(1, 2048, dtype=torch.bfloat16)).sum().backward()
+    weights.collect()
+    optimizer.step()
+    (master,) = weights.masters.values()
+    assert master.dtype == torch.float32 and torch.equal(master.bfloat16(), layer.weight)
+    for kept in (master, optimizer.state[master]["exp_avg"], optimizer.state[master]["exp_avg_sq"]):
+        assert wishes_for_huge_pages(kept.data_ptr() + (kept.nbytes >> 1))
 
 
 @needs_huge_pages

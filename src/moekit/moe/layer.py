@@ -65,7 +65,7 @@ class MoE(nn.Module):
         n_tokens = math.prod(shape[:-1])
         n_sequences = max(n_tokens // shape[-2], 1) if len(shape) > 1 and shape[-2] else 1
         mask = None if mask is None else mask.reshape(-1)
-        if in_one_call(x, n_tokens) and (found := self._in_one_call(x, n_sequences, mask)) is not None:
+        if (found := self._in_one_call(x, n_sequences, mask)) is not None:
             return found
         tokens = x.reshape(-1, shape[-1])
         routing = self.router(
@@ -114,6 +114,8 @@ class MoE(nn.Module):
 
     def _in_one_call(self, x: Float[Tensor, "*shape D"], n_sequences: int, mask: Tensor | None) -> MoEOutput | None:
         """The layer's output for few tokens; None where it is not for one compiled call."""
+        if not in_one_call(x, math.prod(x.shape[:-1])):
+            return None
         x = x.contiguous()
         described = self.described(x, y := torch.empty_like(x))
         if described is None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from moekit.tensors import Tensor
@@ -43,6 +44,13 @@ def map_huge_pages(files: Sequence[mmap.mmap]) -> bool:
 def prefer_huge_pages(tensor: Tensor) -> None:
     """Let memory that was not written to yet be huge pages where the system can. Small tensors are left alone."""
     _advise(tensor, HUGE)
+
+
+def in_huge_pages(like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """New memory for a tensor like this one, in huge pages where the system can; its numbers are whatever was there."""
+    tensor = torch.empty_like(like, dtype=dtype)
+    prefer_huge_pages(tensor)
+    return tensor
 
 
 def move_to_huge_pages(tensor: Tensor) -> None:

@@ -8,6 +8,7 @@ from torch.optim.optimizer import Optimizer
 
 from moekit.kernels.adamw import Move, Rule, adamw
 from moekit.tensors import Tensor
+from moekit.tensors.memory import in_huge_pages
 
 
 class AdamW(Optimizer):
@@ -42,7 +43,7 @@ class AdamW(Optimizer):
         state = self.state[parameter]
         if not state:
             state["step"] = torch.tensor(0.0)
-            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
+            state["exp_avg"], state["exp_avg_sq"] = in_huge_pages(parameter).zero_(), in_huge_pages(parameter).zero_()
         state["step"] += 1
         means, number = (state["exp_avg"], state["exp_avg_sq"]), int(state["step"].item())
         copy = self.copies.get(id(parameter))

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from moekit.tensors import Tensor
+from moekit.tensors.memory import in_huge_pages
 
 
 class MasterWeights:
@@ -20,9 +21,7 @@ class MasterWeights:
     ) -> None:
         self.roundings = roundings
         named = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        self.masters: Mapping[str, Tensor] = {
-            name: p.detach().clone().float().requires_grad_() for name, p in named.items()
-        }
+        self.masters: Mapping[str, Tensor] = {name: _master(p.detach()) for name, p in named.items()}
         model.to(dtype)
         self.working = {name: p for name, p in model.named_parameters() if p.requires_grad}
         if dtype == torch.float32 and not roundings:
@@ -69,6 +68,10 @@ class MasterWeights:
     def state(self, model: nn.Module) -> dict[str, Tensor]:
         """The model's tensors with masters in place of their roundings."""
         return {**model.state_dict(), **{name: p.detach() for name, p in self.masters.items()}}
+
+
+def _master(weight: Tensor) -> Tensor:
+    return in_huge_pages(weight, torch.float32).copy_(weight).requires_grad_()
 
 
 def compute_dtype(wanted: str, device: str) -> torch.dtype:
