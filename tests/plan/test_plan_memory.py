@@ -132,8 +132,8 @@ def _hidden(loss: torch.Tensor) -> list[torch.Tensor]:
         node = open_nodes.pop()
         if node is not None and node not in seen:
             seen.add(node)
-            if hasattr(node, "hidden"):
-                found += [*node.hidden, node.rows.tokens, node.rows.places, node.rows.weights]
+            if hasattr(node, "kept"):
+                found += [*node.kept.hidden, node.kept.weights, node.rows.tokens, node.rows.places, node.rows.weights]
             open_nodes += [each for each, _ in node.next_functions]
     return found
 
