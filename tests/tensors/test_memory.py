@@ -6,12 +6,20 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from moekit.checkpoint import weights
 from moekit.checkpoint.header import read_header
 from moekit.kernels.linear import Linear
 from moekit.moe.experts import Experts
-from moekit.tensors.memory import HUGE, map_huge_pages, memory_bytes, move_to_huge_pages, prefer_huge_pages
+from moekit.tensors.memory import (
+    HUGE,
+    in_huge_pages,
+    map_huge_pages,
+    memory_bytes,
+    move_to_huge_pages,
+    prefer_huge_pages,
+)
 from moekit.train.adamw import AdamW
 from moekit.train.precision import MasterWeights
 
@@ -81,6 +89,13 @@ def test_what_an_optimizer_keeps_wishes_for_huge_pages() -> None:
     assert master.dtype == torch.float32 and torch.equal(master.bfloat16(), layer.weight)
     for kept in (master, optimizer.state[master]["exp_avg"], optimizer.state[master]["exp_avg_sq"]):
         assert wishes_for_huge_pages(kept.data_ptr() + (kept.nbytes >> 1))
+
+
+def test_tensors_without_memory_are_left_alone() -> None:
+    with FakeTensorMode():
+        like = torch.empty(1 << 24)
+        assert in_huge_pages(like, torch.bfloat16).dtype == torch.bfloat16
+    assert in_huge_pages(torch.empty(1 << 24, device="meta")).is_meta
 
 
 @needs_huge_pages

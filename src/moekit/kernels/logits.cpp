@@ -25,7 +25,8 @@ void put_away(const float *from, int64_t n, float *to) {
         else _mm512_storeu_ps(to + i, _mm512_loadu_ps(from + i));
 }
 
-// then(row, products) is called for each row of x with its products, while they are in the second cache.
+// then(row, products, room) is called for each row of x with its products, while they are in the second cache, and room for
+// three times as many numbers.
 template <class Type, class Then>
 void products(const typename Type::Number *x, const typename Type::Number *matrix, int64_t n, int64_t width, int64_t out, int threads, const Then &then) {
     const int64_t words = width / Type::PER_WORD;

@@ -80,7 +80,9 @@ class InHugePages(nn.Module):
 
 def _advise(tensor: Tensor, advice: int | None) -> None:
     """Tell the system; where it does not know the advice, nothing happens."""
-    if HUGE is None or advice is None or not tensor.is_cpu or tensor.nbytes < 4 * HUGE_BYTES:
+    # What is no plain tensor may have no address.
+    small = tensor.nbytes < 4 * HUGE_BYTES
+    if HUGE is None or advice is None or small or type(tensor) is not Tensor or not tensor.is_cpu:
         return
     start = -(-tensor.data_ptr() // HUGE_BYTES) * HUGE_BYTES
     _madvise()(start, (tensor.data_ptr() + tensor.nbytes - start) // HUGE_BYTES * HUGE_BYTES, advice)
