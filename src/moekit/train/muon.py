@@ -7,6 +7,7 @@ import torch
 from torch.optim.optimizer import Optimizer
 
 from moekit.tensors import Float, Tensor
+from moekit.tensors.memory import in_huge_pages
 
 COEFFICIENTS = (3.4445, -4.775, 2.0315)
 """Of the quintic Newton-Schulz iteration: the steepest slope at zero that still keeps singular values near 1."""
@@ -52,7 +53,7 @@ class Muon(Optimizer):
         """Nesterov momentum of the gradient, as matrices to orthogonalise."""
         state = self.state[parameter]
         if "momentum" not in state:
-            state["momentum"] = torch.zeros_like(parameter)
+            state["momentum"] = in_huge_pages(parameter).zero_()
         momentum, share = state["momentum"], group["momentum"]
         gradient = gradient.to(momentum.dtype)
         gradient = gradient if factor == 1 else gradient * factor

@@ -21,14 +21,13 @@ class MasterWeights:
     ) -> None:
         self.roundings = roundings
         named = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        self.masters: Mapping[str, Tensor] = {name: _master(p.detach()) for name, p in named.items()}
+        exact = dtype == torch.float32 and not roundings
+        masters = {} if exact else {name: _master(p.detach()) for name, p in named.items()}
         model.to(dtype)
         self.working = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        if dtype == torch.float32 and not roundings:
-            self.masters = self.working
-        else:
-            for master in self.masters.values():
-                master.grad_dtype = None
+        self.masters: Mapping[str, Tensor] = self.working if exact else masters
+        for master in masters.values():
+            master.grad_dtype = None
         self.publish()
 
     def collect(self) -> None:
