@@ -1,6 +1,5 @@
 // The places of a routing in the order of their experts.
 
-#include <algorithm>
 #include <cstdint>
 #include <omp.h>
 #include <utility>

@@ -20,9 +20,10 @@ constexpr int64_t COLUMNS_AT_ONCE = 256;   // and columns of x: packed, they sta
 // Stores n numbers, whole vectors, past the caches if they begin with a line; `_mm_sfence` must follow.
 void put_away(const float *from, int64_t n, float *to) {
     const bool lines = (uintptr_t)to % LINE == 0;
-    for (int64_t i = 0; i < n; i += LANES)
-        if (lines) _mm512_stream_ps(to + i, _mm512_loadu_ps(from + i));
-        else _mm512_storeu_ps(to + i, _mm512_loadu_ps(from + i));
+    for (int64_t i = 0; i < n; i += LANES) {
+        const __m512 numbers[] = {_mm512_loadu_ps(from + i)};
+        Float32::store(to + i, numbers, lines);
+    }
 }
 
 // then(row, products, room) is called for each row of x with its products, while they are in the second cache, and room for

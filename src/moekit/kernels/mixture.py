@@ -71,8 +71,6 @@ def chosen(size: Size, found: Found) -> list[Chosen]:
     n, n_experts, top_k = size
     weights, scores, logits = found.numbers.split((n * top_k, n * n_experts, n * n_experts), dim=1)
     shapes = ((found.places, top_k), (weights, top_k), (scores, n_experts), (logits, n_experts))
-    if len(found.numbers) == 1:
-        return [Chosen(*(part.view(n, each) for part, each in shapes))]
     parts = (part.view(-1, n, each).unbind() for part, each in shapes)
     return [Chosen(*each) for each in zip(*parts, strict=True)]
 

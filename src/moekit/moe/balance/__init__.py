@@ -41,8 +41,8 @@ def selection_factor(balance: nn.ModuleDict) -> Float[Tensor, " E"] | None:
 
 
 def steering(balance: nn.ModuleDict) -> Steering:
-    """Both."""
-    return (selection_bias(balance), selection_factor(balance)) if balance else (None, None)
+    """What the rules of a layer do to the selection: bias and factor."""
+    return selection_bias(balance), selection_factor(balance)
 
 
 __all__ = [

@@ -1,7 +1,5 @@
 """Each token takes its best experts: DeepSeekMoE (eqs 9-11), V2 (eqs 20-22), V3 (eqs 12-16), Mixtral, Qwen, OLMoE."""
 
-from functools import cached_property
-
 import torch
 import torch.nn.functional as F
 
@@ -30,11 +28,6 @@ class Rule(SelectionRule):
         return select_top_k(self.rule, self.config.top_k, logits, tokens)
 
     def way(self) -> Way:
-        return self._way
-
-    @cached_property
-    def _way(self) -> Way:
-        """Made once: behind a token, whose weights push Python out of the caches, it takes 10 us."""
         rule, top_k = self.rule, self.config.top_k
         groups = (rule.n_groups, rule.top_k_groups, rule.summed(top_k))
         late = rule.order == "top_k_then_score"
