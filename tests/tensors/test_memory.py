@@ -12,6 +12,7 @@ from moekit.checkpoint import weights
 from moekit.checkpoint.header import read_header
 from moekit.kernels.linear import Linear
 from moekit.moe.experts import Experts
+from moekit.tensors import memory
 from moekit.tensors.memory import (
     HUGE,
     in_huge_pages,
@@ -19,6 +20,7 @@ from moekit.tensors.memory import (
     memory_bytes,
     move_to_huge_pages,
     prefer_huge_pages,
+    spare_bytes,
 )
 from moekit.train.adamw import AdamW
 from moekit.train.precision import MasterWeights
@@ -122,3 +124,14 @@ def wishes_for_huge_pages(address: int) -> bool:
 
 def test_this_machine_has_memory() -> None:
     assert 2**28 < memory_bytes() < 2**45
+    assert 0 < spare_bytes() <= memory_bytes()
+
+
+def test_spare_memory_is_that_of_the_control_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "GROUP", tmp_path)
+    (tmp_path / "memory.max").write_text("1000000\n")
+    (tmp_path / "memory.stat").write_text("anon 200000\nfile 700000\nkernel 10000\nshmem 30000\nanon_thp 0\n")
+    assert memory_bytes() == 1_000_000
+    assert spare_bytes() == 760_000
+    (tmp_path / "memory.max").write_text("max\n")
+    assert spare_bytes() > 1_000_000

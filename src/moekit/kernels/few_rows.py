@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from moekit.kernels.groups import Grouped, numbers_in, restore
 from moekit.kernels.library import library
+from moekit.kernels.packed import Packed, product
 from moekit.tensors import Float, Int, Tensor
 
 MATRIX, BLOCK = Struct("=Qqqqii"), Struct("=QqqqiiQqqqiiQQq")
@@ -18,14 +19,18 @@ MATRIX, BLOCK = Struct("=Qqqqii"), Struct("=QqqqiiQqqqiiQQq")
 NARROW = torch.bfloat16
 
 
+Matrix = Tensor | Grouped | Packed
+"""In bfloat16, quantised, or a copy of a quantised one for machines without compiled code."""
+
+
 class Expert(NamedTuple):
     """One SwiGLU block and the rows that come to it: which token each is, and with which weight.
 
-    The matrices are [2F, D] (gate rows, then up rows) and [D, F], bfloat16 or grouped.
+    The matrices are [2F, D] (gate rows, then up rows) and [D, F].
     """
 
-    gate_up: Tensor | Grouped
-    down: Tensor | Grouped
+    gate_up: Matrix
+    down: Matrix
     tokens: Int[Tensor, " R"]
     weights: Float[Tensor, " R"]
 
@@ -39,9 +44,7 @@ def runs_here() -> bool:
     return library() is not None
 
 
-def linear(
-    x: Float[Tensor, "T I"], matrix: Tensor | Grouped, dtype: torch.dtype = torch.float32
-) -> Float[Tensor, "T O"]:
+def linear(x: Float[Tensor, "T I"], matrix: Matrix, dtype: torch.dtype = torch.float32) -> Float[Tensor, "T O"]:
     """x W^T in `dtype`, rounded once. With a grouped matrix x is rounded to 8 bits in groups, too."""
     compiled = library()
     if compiled is None:
@@ -70,8 +73,9 @@ def swiglu(
     return _swiglu(compiled, x, blocks, dtype)
 
 
-def placed(matrix: Tensor | Grouped) -> Place:
+def placed(matrix: Matrix) -> Place:
     """Where a matrix lies, or the first of a stack."""
+    assert not isinstance(matrix, Packed)
     if isinstance(matrix, Tensor):
         *_, out, inputs = matrix.shape
         return matrix.data_ptr(), out, inputs, matrix.stride(-2) * 2, 16, 0
@@ -84,8 +88,12 @@ def placed_bytes(rows: Tensor, bits: int, group: int) -> Place:
     return rows.data_ptr(), out, numbers_in(length, bits, group), rows.stride(-2), bits, group
 
 
-def linear_twin(x: Float[Tensor, "T I"], matrix: Tensor | Grouped) -> Float[Tensor, "T O"]:
+def linear_twin(x: Float[Tensor, "T I"], matrix: Matrix) -> Float[Tensor, "T O"]:
     """As `linear`, in plain torch."""
+    if isinstance(matrix, Packed):
+        if matrix.takes(len(x)):
+            return product(x, matrix)
+        matrix = matrix.source
     if isinstance(matrix, Tensor):
         return F.linear(x.bfloat16().float(), matrix.float())
     return F.linear(rounded(x, matrix.group), restore(matrix))

@@ -79,17 +79,25 @@ def quantise_twin(weight: Float[Tensor, "*stack O I"], bits: int, group: int) ->
 
 def restore(grouped: Grouped, dtype: torch.dtype = torch.float32) -> Float[Tensor, "*stack O I"]:
     """The weights that the numbers stand for."""
+    weights = numbers_of(grouped).unflatten(-1, (-1, grouped.group)).float()
+    scale, least = meaning_of(grouped)
+    return weights.mul_(scale.unsqueeze(-1)).add_(least.unsqueeze(-1)).flatten(-2).to(dtype)
+
+
+def numbers_of(grouped: Grouped) -> UInt8[Tensor, "*stack O I"]:
+    """The numbers of a matrix in their order."""
     packed = grouped.rows[..., _meaning_bytes(grouped) :]
-    weights = torch.empty(*packed.shape[:-1], grouped.inputs // grouped.group, grouped.group)
     if grouped.bits == 8:
-        weights.copy_(packed.unflatten(-1, (-1, grouped.group)))
-    else:
-        halves, (low, high) = packed.unflatten(-1, (-1, grouped.group // 2)), weights.chunk(2, dim=-1)
-        low.copy_(halves & 15)
-        high.copy_(halves >> 4)
+        return packed
+    halves = packed.unflatten(-1, (-1, grouped.group // 2))
+    return torch.cat([halves & 15, halves >> 4], dim=-1).flatten(-2)
+
+
+def meaning_of(grouped: Grouped) -> tuple[Float[Tensor, "*stack O groups"], Float[Tensor, "*stack O groups"]]:
+    """Scale and least value of each group, in float32."""
     meaning = grouped.rows[..., : _meaning_bytes(grouped)].contiguous().view(torch.float16)
-    scale, least = meaning.unflatten(-1, (-1, 2)).float().unsqueeze(-1).unbind(dim=-2)
-    return weights.mul_(scale).add_(least).flatten(-2).to(dtype)
+    scale, least = meaning.unflatten(-1, (-1, 2)).float().unbind(dim=-1)
+    return scale, least
 
 
 def finite(grouped: Grouped) -> bool:

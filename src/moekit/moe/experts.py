@@ -2,6 +2,7 @@
 
 from array import array
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from itertools import pairwise
 from typing import Protocol, runtime_checkable
 
@@ -11,9 +12,11 @@ from torch import nn
 from moekit.config.quantisation import Groups
 from moekit.kernels import experts as compiled
 from moekit.kernels import few_rows
-from moekit.kernels.few_rows import Expert
+from moekit.kernels.few_rows import Expert, Matrix
+from moekit.kernels.groups import Grouped
 from moekit.kernels.linear import listened, place_in_file, place_of, reads_once
 from moekit.kernels.mixture import Where
+from moekit.kernels.packed import Copies
 from moekit.moe.compiled_block import CompiledBlock, rows_of
 from moekit.moe.dispatch import Dispatch, dispatch
 from moekit.moe.expert_block import ExpertBlock, Kept, to_rows, without_stacks
@@ -73,7 +76,7 @@ class Experts(InHugePages):
     ) -> Float[Tensor, "T D"]:
         """The weighted sum, for each token, of the experts that serve it. Dropout draws from `generator`."""
         if self.groups is not None:
-            return weighted_sum(x, weights, plan, self._one_by_one(), self.groups)
+            return weighted_sum(x, weights, plan, self._quantised)
         if self._few(x, plan):
             return self._read_once(x, weights, plan)
         stored = None if torch.is_grad_enabled() else self.stored
@@ -117,6 +120,17 @@ class Experts(InHugePages):
     def _one_by_one(self) -> Callable[[int], tuple[Tensor, Tensor]]:
         """An expert's two matrices."""
         return self.stored or (lambda expert: (self.gate_up[expert], self.down[expert]))
+
+    @cached_property
+    def copies(self) -> Copies:
+        """What machines without compiled code use in place of quantised matrices."""
+        return Copies()
+
+    def _quantised(self, expert: int) -> tuple[Matrix, Matrix]:
+        assert self.groups is not None
+        bits, size, _ = self.groups
+        gate_up, down = self._one_by_one()(expert)
+        return self.copies.of(Grouped(gate_up, bits, size)), self.copies.of(Grouped(down, bits, size))
 
     def _few(self, x: Tensor, plan: Dispatch) -> bool:
         """Whether reading the experts is most of the work, and there is compiled code for it."""

@@ -20,13 +20,38 @@ COLLAPSE = 25
 
 HUGE_BYTES = 2 << 20
 
+GROUP = Path("/sys/fs/cgroup")
+"""Where Linux tells of this process's control group (version 2)."""
+
 
 def memory_bytes() -> int:
     """Memory that this process may use: the machine's, or less where its control group says so."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limit = Path("/sys/fs/cgroup/memory.max")
-    text = limit.read_text().strip() if limit.is_file() else "max"
-    return min(total, int(text)) if text.isdecimal() else total
+    limit = _group_limit()
+    return total if limit is None else min(total, limit)
+
+
+def spare_bytes() -> int:
+    """How much of `memory_bytes` nothing holds, not counting copies of files; all where the system does not say."""
+    limit, system = _group_limit(), _figures(Path("/proc/meminfo")).get("MemAvailable:")
+    spare = memory_bytes() if system is None else 1024 * system
+    if limit is None:
+        return spare
+    held = _figures(GROUP / "memory.stat")
+    return min(spare, limit - held.get("anon", 0) - held.get("shmem", 0) - held.get("kernel", 0))
+
+
+def _group_limit() -> int | None:
+    """Bytes that the control group of this process may use; None where it may use all."""
+    file = GROUP / "memory.max"
+    text = file.read_text().strip() if file.is_file() else "max"
+    return int(text) if text.isdecimal() else None
+
+
+def _figures(file: Path) -> dict[str, int]:
+    """The first number of each line, by the line's first word."""
+    lines = (line.split() for line in file.read_text().splitlines()) if file.is_file() else ()
+    return {words[0]: int(words[1]) for words in lines}
 
 
 def map_huge_pages(files: Sequence[mmap.mmap]) -> bool:
