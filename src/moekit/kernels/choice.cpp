@@ -79,23 +79,47 @@ inline __m512 raised(const float *numbers, int64_t left) {
 
 inline int count(__mmask16 found) { return __builtin_popcount(found); }
 
+// How many of V * LANES numbers are better than each: greater, or as great and before it. Those from the `n`th on are none.
+template <int V> void count_better(const float *numbers, int64_t n, __m512i (&better)[V]) {
+    const __m512i one = _mm512_set1_epi32(1);
+    __m512 all[V];
+#pragma GCC unroll 4
+    for (int v = 0; v < V; v++) all[v] = _mm512_loadu_ps(numbers + v * LANES), better[v] = _mm512_setzero_si512();
+#pragma GCC unroll 4
+    for (int v = 0; v < V; v++)
+        for (int64_t lane = 0; lane < std::min<int64_t>(LANES, n - v * LANES); lane++) {
+            const __m512 own = _mm512_set1_ps(numbers[v * LANES + lane]);
+            const __mmask16 later = __mmask16(0xfffe << lane);
+#pragma GCC unroll 4
+            for (int u = 0; u < V; u++) {
+                __mmask16 worse = u > v ? _mm512_cmp_ps_mask(all[u], own, _CMP_LE_OQ) : _mm512_cmp_ps_mask(all[u], own, _CMP_LT_OQ);
+                if (u == v) worse |= _mm512_mask_cmp_ps_mask(later, all[u], own, _CMP_EQ_OQ);
+                better[u] = _mm512_mask_add_epi32(better[u], worse, better[u], one);
+            }
+        }
+}
+
 // A bound that `wanted` of n numbers reach, and few others: of the greatest of each of V * LANES lanes, the last that is wanted.
 template <int V> __m512 reached(const float *numbers, int64_t n, int64_t wanted) {
-    __m512 most[V];
+    __m512 most[V], least = _mm512_set1_ps(INFINITY);
+    __m512i better[V];
+    float lane[V * LANES];
     for (__m512 &each : most) each = _mm512_set1_ps(-INFINITY);
     for (int64_t i = 0; i < n; i += V * LANES)
         for (int v = 0; v < V; v++) most[v] = _mm512_max_ps(most[v], raised(numbers + i + v * LANES, n - i - v * LANES));
-    int wanted_lanes[V] = {};
-    for (int lane = 0; lane < LANES; lane++)
-        for (int v = 0; v < V; v++) {
-            const __m512 own = _mm512_permutexvar_ps(_mm512_set1_epi32(lane), most[v]);
-            int better = 0;
-            for (const __m512 &each : most) better += count(_mm512_cmp_ps_mask(each, own, _CMP_GT_OQ));
-            wanted_lanes[v] |= (better < wanted) << lane;
-        }
-    __m512 least = _mm512_set1_ps(INFINITY);
-    for (int v = 0; v < V; v++) least = _mm512_mask_min_ps(least, __mmask16(wanted_lanes[v]), least, most[v]);
+    for (int v = 0; v < V; v++) _mm512_storeu_ps(lane + v * LANES, most[v]);
+    count_better<V>(lane, V * LANES, better);
+    for (int v = 0; v < V; v++) least = _mm512_mask_min_ps(least, _mm512_cmplt_epi32_mask(better[v], _mm512_set1_epi32(int(wanted))), least, most[v]);
     return _mm512_set1_ps(_mm512_reduce_min_ps(least));
+}
+
+// Puts n of V * LANES places where they belong among those of greater and smaller numbers.
+template <int V> void in_order(const float *numbers, const int32_t *where, int64_t n, int64_t *ordered) {
+    __m512i better[V];
+    int32_t place[V * LANES];
+    count_better<V>(numbers, n, better);
+    for (int v = 0; v < V; v++) _mm512_storeu_si512(place + v * LANES, better[v]);
+    for (int64_t i = 0; i < n; i++) ordered[place[i]] = where[i];
 }
 
 // `greatest` in one pass: numbers that reach a bound are set apart, and the place of each among them is how many are better.
@@ -106,7 +130,7 @@ bool greatest_wide(const float *numbers, int64_t n, int64_t wanted, int64_t *pla
     const __m512 bound = wanted > LANES / 2 ? reached<2>(numbers, n, wanted) : reached<1>(numbers, n, wanted);
     float apart[MOST + LANES];
     int32_t where[MOST + LANES];
-    int64_t found = 0;
+    int64_t ordered[MOST], found = 0;
     __m512i at = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
     for (int64_t i = 0; i < n; i += LANES, at = _mm512_add_epi32(at, _mm512_set1_epi32(LANES))) {
         const __m512 some = raised(numbers + i, n - i);
@@ -116,16 +140,10 @@ bool greatest_wide(const float *numbers, int64_t n, int64_t wanted, int64_t *pla
         _mm512_storeu_si512(where + found, _mm512_maskz_compress_epi32(reach, at));
         found += count(reach);
     }
-    for (int64_t i = 0; i < found; i++) {
-        const __m512 own = _mm512_set1_ps(apart[i]);
-        int better = 0;
-        for (int64_t j = 0; j < found; j += LANES) {
-            const __m512 others = lanes(apart + j, found - j, -INFINITY);
-            // Of equal ones, the first is better.
-            better += count(_mm512_cmp_ps_mask(others, own, _CMP_GT_OQ) | _mm512_mask_cmp_ps_mask(first(i - j), others, own, _CMP_EQ_OQ));
-        }
-        if (better < wanted) places[better] = where[i];
-    }
+    if (found <= LANES) in_order<1>(apart, where, found, ordered);
+    else if (found <= 2 * LANES) in_order<2>(apart, where, found, ordered);
+    else in_order<4>(apart, where, found, ordered);
+    std::copy_n(ordered, wanted, places);
     return true;
 }
 
