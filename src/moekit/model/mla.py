@@ -113,7 +113,9 @@ class LatentAttention(nn.Module):
         kv = self.kv_b(latent).unflatten(-1, (a.n_heads, -1)).transpose(1, 2)
         k_nope, v = kv.split([a.qk_nope_head_dim, a.v_head_dim], dim=-1)
         k = torch.cat([k_nope, k_rope.unsqueeze(1).expand(-1, a.n_heads, -1, -1)], dim=-1)
-        return attend(torch.cat([q_nope, q_rope], dim=-1), k, v.contiguous(), context, self.scale)
+        # As a view, values would keep the whole product until the backward pass.
+        v = v.contiguous() if torch.is_grad_enabled() else v
+        return attend(torch.cat([q_nope, q_rope], dim=-1), k, v, context, self.scale)
 
     def _absorbed(self, q_nope: Tensor, q_rope: Tensor, past: Tensor, context: Context) -> Tensor:
         """One new token: W_UK moves into the query and W_UV behind the sum, so that the past stays latent."""
