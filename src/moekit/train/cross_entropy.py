@@ -10,6 +10,9 @@ from moekit.tensors import Float, Int, Tensor
 CHUNK = 512
 """Rows at a time: their float32 logits should stay in the processor's cache."""
 
+BLOCK = 2048
+"""Words whose gradients are added up at once."""
+
 
 def linear_cross_entropy(
     hidden: Float[Tensor, "T D"], head: Float[Tensor, "V D"], targets: Int[Tensor, " T"]
@@ -31,8 +34,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
             losses.append(cross_entropy_(logits, target, wants).sum())
             if wants:
                 grads_hidden.append(logits @ head)
-                part = logits.T @ rows
-                grad_head = part.float() if grad_head is None else grad_head.add_(part)
+                grad_head = _sum(grad_head, logits.T @ rows)
+            del logits  # before the next chunk's are there
         if grad_head is not None:
             ctx.save_for_backward(torch.cat(grads_hidden), grad_head.to(head.dtype))
         return torch.stack(losses).sum()
@@ -41,3 +44,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
         grad_hidden, grad_head = ctx.saved_tensors
         return grad_hidden * grads[0].to(grad_hidden.dtype), grad_head * grads[0].to(grad_head.dtype), None
+
+
+def _sum(total: Tensor | None, part: Tensor) -> Tensor:
+    """The sum so far, in float32. All at once, torch would turn the whole of `part` into float32 first."""
+    if total is None:
+        return part.float()
+    for own, other in zip(total.split(BLOCK), part.split(BLOCK), strict=True):
+        own.add_(other)
+    return total
