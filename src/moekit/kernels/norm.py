@@ -9,20 +9,23 @@ import torch
 from moekit.kernels.library import kernels, library, reaches
 from moekit.tensors import Float, Tensor
 
+LEAST = 2.0**-20
+"""The least magnitude of weights for which x / rms(x) is found again in y: zero would leave nothing of it."""
+
 
 class Normed(NamedTuple):
-    """x / rms(x), that times the weight, and 1 / rms(x) for the backward."""
+    """x / rms(x) times the weight, and for the backward 1 / rms(x); and x / rms(x), where `y` would not tell it."""
 
-    unit: Float[Tensor, "*shape D"]
     y: Float[Tensor, "*shape D"]
     scale: Float[Tensor, "*shape 1"]
+    unit: Float[Tensor, "*shape D"] | None
 
 
 class _Norm(ctypes.Structure):
     """`moekit_norm` of norm.cpp."""
 
     _fields_ = (
-        *((name, c_void_p) for name in ("x", "weight", "unit", "y", "grad", "grad_x", "scale", "grad_weight")),
+        *((name, c_void_p) for name in ("x", "weight", "y", "grad", "grad_x", "scale", "grad_weight")),
         *((name, c_int64) for name in ("n_rows", "width")),
         ("epsilon", c_float),
         ("narrow", c_int32),
@@ -32,11 +35,10 @@ class _Norm(ctypes.Structure):
 def norm(x: Float[Tensor, "*shape D"], weight: Float[Tensor, " D"], epsilon: float) -> Normed:
     """RMSNorm of rows; the mean is taken in float32."""
     x = x.contiguous()
-    if not _is_ours(x, weight):
+    if not _is_ours(x, weight) or bool((weight.detach().abs() < LEAST).any()):
         return norm_twin(x, weight, epsilon)
-    found = Normed(torch.empty_like(x), torch.empty_like(x), x.new_empty(*x.shape[:-1], 1, dtype=torch.float32))
-    tensors = {"x": x, "weight": weight, "unit": found.unit, "y": found.y, "scale": found.scale}
-    _call("moekit_norm_forward", x, epsilon, tensors)
+    found = Normed(torch.empty_like(x), x.new_empty(*x.shape[:-1], 1, dtype=torch.float32), None)
+    _call("moekit_norm_forward", x, epsilon, {"x": x, "weight": weight, "y": found.y, "scale": found.scale})
     return found
 
 
@@ -64,18 +66,17 @@ def norm_of_sum(
 
 
 def norm_backward(
-    unit: Float[Tensor, "*shape D"],
-    weight: Float[Tensor, " D"],
-    scale: Float[Tensor, "*shape 1"],
-    grad: Float[Tensor, "*shape D"],
+    normed: Normed, weight: Float[Tensor, " D"], grad: Float[Tensor, "*shape D"]
 ) -> tuple[Float[Tensor, "*shape D"], Float[Tensor, " D"]]:
     """The gradients of x and weight."""
-    grad = grad.contiguous()
-    if not (_is_ours(unit, weight) and grad.dtype == unit.dtype):
+    (y, scale, unit), grad = normed, grad.contiguous()
+    if unit is not None:
         return norm_backward_twin(unit, weight, scale, grad)
-    grad_x, grad_weight = torch.empty_like(unit), torch.empty(unit.shape[-1], dtype=torch.float32)
-    tensors = {"weight": weight, "unit": unit, "scale": scale, "grad": grad}
-    _call("moekit_norm_backward", unit, 0.0, {**tensors, "grad_x": grad_x, "grad_weight": grad_weight})
+    if not (_is_ours(y, weight) and grad.dtype == y.dtype):
+        return norm_backward_twin(y / weight, weight, scale, grad)
+    grad_x, grad_weight = torch.empty_like(y), torch.empty(y.shape[-1], dtype=torch.float32)
+    tensors = {"weight": weight, "y": y, "scale": scale, "grad": grad}
+    _call("moekit_norm_backward", y, 0.0, {**tensors, "grad_x": grad_x, "grad_weight": grad_weight})
     return grad_x, grad_weight.to(weight.dtype)
 
 
@@ -84,7 +85,7 @@ def norm_twin(x: Float[Tensor, "*shape D"], weight: Float[Tensor, " D"], epsilon
     wide = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
     scale = torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + epsilon)
     unit = (wide * scale).to(x.dtype)
-    return Normed(unit, unit * weight, scale)
+    return Normed(unit * weight, scale, unit)
 
 
 def norm_backward_twin(

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from moekit.kernels.linear import listened
-from moekit.kernels.norm import norm, norm_alone, norm_backward, norm_of_sum
+from moekit.kernels.norm import Normed, norm, norm_alone, norm_backward, norm_of_sum
 from moekit.tensors import Float, Tensor
 
 
@@ -49,11 +49,13 @@ class _RMSNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-        unit, y, scale = norm(x, weight, epsilon)
-        ctx.save_for_backward(unit, weight, scale)
-        return y
+        normed = norm(x, weight, epsilon)
+        # What x / rms(x) tells beside it is kept anyway, by what reads it next.
+        y = None if normed.unit is not None else normed.y
+        ctx.save_for_backward(weight, y, normed.scale, normed.unit)
+        return normed.y
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
-        unit, weight, scale = ctx.saved_tensors
-        return *norm_backward(unit, weight, scale, grads[0]), None
+        weight, y, scale, unit = ctx.saved_tensors
+        return *norm_backward(Normed(y, scale, unit), weight, grads[0]), None

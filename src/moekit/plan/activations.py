@@ -36,11 +36,11 @@ class Batch(NamedTuple):
 def saved(blueprint: Blueprint, batch: Batch) -> int:
     """Bytes kept from forward to backward, with the gradients of head and states that the loss forms in its forward."""
     d, b = blueprint.width, batch.width
-    # The last norm's x / rms(x), its output, and the gradient of that.
-    each = saved_by_layers(blueprint, batch) + 3 * d * b + 4
+    # The last norm's output, the gradient of that, and the factor in float32.
+    each = saved_by_layers(blueprint, batch) + 2 * d * b + 4
     for _ in range(blueprint.prediction_modules):
         # Besides its block: two norms, their outputs as one input, and a last norm with its gradient.
-        each += _saved_by_module(blueprint, batch) + 7 * d * b + 12
+        each += _saved_by_module(blueprint, batch) + 6 * d * b + 12
     heads = 1 + blueprint.prediction_modules
     return batch.tokens * each + heads * blueprint.vocab_size * d * b
 
@@ -66,12 +66,12 @@ def _saved_by_module(blueprint: Blueprint, batch: Batch) -> int:
 
 
 def _saved_by_norms(width: int, number: int) -> int:
-    """Two norms of a block: x / rms(x), the output, and the factor in float32."""
-    return 2 * (2 * width * number + 4)
+    """Two norms of a block: the output and the factor in float32."""
+    return 2 * (width * number + 4)
 
 
 def _saved_by_head_norms(blueprint: Blueprint, number: int) -> int:
-    """Norms of queries and keys, where there are any: x / rms(x) of all heads, and at most a factor for each."""
+    """Norms of queries and keys, where there are any: the output of all heads, and at most a factor for each."""
     if not any(w.name == "query norm" for w in blueprint.weights):
         return 0
     return sum(a.layers * (a.n_heads + a.n_kv_heads) * (a.qk_dim * number + 4) for a in blueprint.attentions)
@@ -80,13 +80,13 @@ def _saved_by_head_norms(blueprint: Blueprint, number: int) -> int:
 def saved_by_attention(attention: Attention, compressed: int, batch: Batch) -> int:
     """Bytes kept for one token by one layer. `compressed` is the rank of MLA's queries, 0 without.
 
-    The norm of a latent keeps x / rms(x), its output, and the factor in float32.
+    The norm of a latent keeps its output, and the factor in float32.
     """
     a, b = attention, batch.width
-    norms = sum(2 * rank * b + 4 for rank in (compressed, a.latent) if rank)
+    norms = sum(rank * b + 4 for rank in (compressed, a.latent) if rank)
     # Queries, keys, values, the output, which the next product reads, and the logarithm of a sum. The fused kernel that
     # runs in float32 keeps them padded to one width; the next product then reads a copy of the output.
-    numbers = 2 * a.qk_dim + _values(a) if b == 2 else 4 * max(a.qk_dim, a.v_dim)
+    numbers = 2 * a.qk_dim + a.v_dim if b == 2 else 4 * max(a.qk_dim, a.v_dim)
     core = (numbers + a.v_dim) * b + 4
     return norms + a.n_heads * core
 
@@ -109,12 +109,11 @@ def saved_by_mixture(mixture: Mixture, width: int, batch: Batch) -> int:
 
 
 def loss_peak(blueprint: Blueprint, batch: Batch) -> int:
-    """Bytes that the loss holds for a moment: the head's gradient as summed in float32, a chunk's share of it, the sum
-    rounded, a chunk's logits, and the states' gradient in chunks and whole. In float32 nothing is rounded, and a single
-    chunk is the sum.
+    """Bytes that the loss holds for a moment: the head's gradient as summed in float32, a chunk's share of it and its
+    logits, and the states' gradient. In float32 a single chunk's share is the sum.
     """
     b, one = batch.width, batch.tokens <= CHUNK
-    head = 4 + 2 + 2 if b == 2 else 4 if one else 4 + 4
+    head = 4 + 2 if b == 2 else 4 if one else 4 + 4
     logits = blueprint.vocab_size * min(CHUNK, batch.tokens) * b
     return blueprint.vocab_size * blueprint.width * head + logits + batch.tokens * blueprint.width * b
 
