@@ -6,12 +6,10 @@ import torch
 
 from moekit.kernels.cross_entropy import cross_entropy_
 from moekit.tensors import Float, Int, Tensor
+from moekit.tensors.sums import add_
 
 CHUNK = 512
 """Rows at a time: their float32 logits should stay in the processor's cache."""
-
-BLOCK = 2048
-"""Words whose gradients are added up at once."""
 
 
 def linear_cross_entropy(
@@ -47,9 +45,5 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 
 def _sum(total: Tensor | None, part: Tensor) -> Tensor:
-    """The sum so far, in float32. All at once, torch would turn the whole of `part` into float32 first."""
-    if total is None:
-        return part.float()
-    for own, other in zip(total.split(BLOCK), part.split(BLOCK), strict=True):
-        own.add_(other)
-    return total
+    """The sum so far, in float32."""
+    return part.float() if total is None else add_(total, part)

@@ -7,6 +7,7 @@ from torch import nn
 
 from moekit.tensors import Tensor
 from moekit.tensors.memory import in_huge_pages
+from moekit.tensors.sums import add_
 
 
 class MasterWeights:
@@ -40,7 +41,7 @@ class MasterWeights:
                 if master.grad is None:
                     master.grad = working.grad
                 else:
-                    master.grad = master.grad.float().add_(working.grad)
+                    master.grad = add_(master.grad.float(), working.grad)
                 working.grad = None
 
     def copies(self) -> dict[int, Tensor]:
