@@ -96,11 +96,11 @@ def test_a_layer_makes_one_copy_and_another_when_its_matrix_changes() -> None:
     first, second = matrix(16, 64, 4, 32, 1), matrix(16, 64, 4, 32, 2)
     layer = layer_of(first)
     x = torch.randn(1, 64, generator=generator(3)).bfloat16()
-    copied = layer.matrix()
+    copied = layer.held(layer.weight)
     assert isinstance(copied, Packed)
     with torch.inference_mode():
         found = layer(x)
-        assert layer.matrix() is copied
+        assert layer.held(layer.weight) is copied
     assert torch.equal(found, product(x, copied).bfloat16())
     with torch.no_grad():
         layer.weight.copy_(second.rows)
@@ -111,7 +111,7 @@ def test_a_layer_makes_one_copy_and_another_when_its_matrix_changes() -> None:
 
 def test_a_copied_module_makes_copies_of_its_own() -> None:
     layer = layer_of(matrix(16, 64, 4, 32))
-    layer.matrix()
+    layer.held(layer.weight)
     other = copy.deepcopy(layer)
     x = torch.randn(1, 64, generator=generator(3)).bfloat16()
     assert torch.equal(other(x), layer(x))

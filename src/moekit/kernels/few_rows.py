@@ -8,19 +8,15 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from moekit.kernels.groups import Grouped, numbers_in, restore
+from moekit.kernels.groups import numbers_in, restore
 from moekit.kernels.library import library
-from moekit.kernels.packed import Packed, product
+from moekit.kernels.packed import Matrix, Packed, product
 from moekit.tensors import Float, Int, Tensor
 
 MATRIX, BLOCK = Struct("=Qqqqii"), Struct("=QqqqiiQqqqiiQQq")
 """How `moekit_matrix` and `moekit_block` lie in memory (rows.h)."""
 
 NARROW = torch.bfloat16
-
-
-Matrix = Tensor | Grouped | Packed
-"""In bfloat16, quantised, or a copy of a quantised one for machines without compiled code."""
 
 
 class Expert(NamedTuple):

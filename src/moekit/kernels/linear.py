@@ -1,6 +1,5 @@
 """A linear layer that reads its matrix at the speed of memory where few rows come to it, or the matrix is quantised."""
 
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -9,9 +8,9 @@ from torch import nn
 from moekit.config.errors import InputError
 from moekit.config.quantisation import Groups
 from moekit.kernels import few_rows
-from moekit.kernels.few_rows import Matrix, Place, placed, placed_bytes
-from moekit.kernels.groups import Grouped, numbers_in
-from moekit.kernels.packed import Copies
+from moekit.kernels.few_rows import Place, placed, placed_bytes
+from moekit.kernels.groups import numbers_in
+from moekit.kernels.packed import Quantisable
 from moekit.tensors import Float, Tensor
 from moekit.tensors.memory import InHugePages
 
@@ -22,33 +21,20 @@ Described = tuple[int, int, int, int, int, int, int]
 """A matrix's place, and the address of its bias (0: none)."""
 
 
-class Linear(InHugePages, nn.Linear):
+class Linear(Quantisable, InHugePages, nn.Linear):
     """As torch's in all else: the same parameters, gradients, types and devices.
 
     With `groups`, `weight` holds the bytes of a quantised matrix: no gradient passes, and it is one for the CPU.
     """
-
-    groups: Groups | None = None
 
     def forward(self, input: Float[Tensor, "*shape I"]) -> Float[Tensor, "*shape O"]:
         shape, bias = input.shape, self.bias
         if self.groups is None and not reads_once(input, self.weight, input.numel() // max(shape[-1], 1)):
             return super().forward(input)
         rows = input.detach().reshape(-1, shape[-1])
-        y = few_rows.linear(rows, self.matrix(), input.dtype if bias is None else torch.float32)
+        y = few_rows.linear(rows, self.held(self.weight), input.dtype if bias is None else torch.float32)
         y = y if bias is None else (y + bias.detach()).to(input.dtype)
         return without_gradient(y.view(*shape[:-1], -1), input)
-
-    @cached_property
-    def copies(self) -> Copies:
-        """What machines without compiled code use in place of a quantised matrix."""
-        return Copies()
-
-    def matrix(self) -> Matrix:
-        """The weights as products without gradients take them."""
-        if self.groups is None:
-            return self.weight
-        return self.copies.of(Grouped(self.weight, self.groups.bits, self.groups.size))
 
     def described(self, dtype: torch.dtype) -> Described | None:
         """Where matrix and bias lie, for compiled products with rows of `dtype` that pass this module by; None where

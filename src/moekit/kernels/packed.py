@@ -4,10 +4,12 @@ With one row such a product is 10 to 40 times as fast as restoring the matrix fo
 """
 
 import math
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
 
+from moekit.config.quantisation import Groups
 from moekit.kernels.groups import Grouped, meaning_of, numbers_of
 from moekit.kernels.library import library
 from moekit.tensors import Float, Tensor
@@ -43,6 +45,10 @@ class Packed(NamedTuple):
         return rows <= MOST[torch.backends.cpu.get_cpu_capability(), self.source.bits]
 
 
+Matrix = Tensor | Grouped | Packed
+"""In bfloat16, quantised, or a copy of a quantised one for machines without compiled code."""
+
+
 class Copies:
     """Copies of a module's quantised matrices, each made when it is first asked for. A copy of this has none."""
 
@@ -69,6 +75,23 @@ class Copies:
         copy = pack(matrix)
         self._known[rows.data_ptr()] = rows._version, copy
         return copy
+
+
+class Quantisable:
+    """What modules share whose matrices may be quantised: with `groups`, they hold the bytes of such matrices."""
+
+    groups: Groups | None = None
+
+    @cached_property
+    def copies(self) -> Copies:
+        """What machines without compiled code use in place of quantised matrices."""
+        return Copies()
+
+    def held(self, matrix: Tensor) -> Matrix:
+        """A matrix of this module as products without gradients take it."""
+        if self.groups is None:
+            return matrix
+        return self.copies.of(Grouped(matrix, self.groups.bits, self.groups.size))
 
 
 def packable(matrix: Grouped) -> bool:

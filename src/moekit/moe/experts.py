@@ -2,21 +2,18 @@
 
 from array import array
 from collections.abc import Callable, Sequence
-from functools import cached_property
 from itertools import pairwise
 from typing import Protocol, runtime_checkable
 
 import torch
 from torch import nn
 
-from moekit.config.quantisation import Groups
 from moekit.kernels import experts as compiled
 from moekit.kernels import few_rows
-from moekit.kernels.few_rows import Expert, Matrix
-from moekit.kernels.groups import Grouped
+from moekit.kernels.few_rows import Expert
 from moekit.kernels.linear import listened, place_in_file, place_of, reads_once
 from moekit.kernels.mixture import Where
-from moekit.kernels.packed import Copies
+from moekit.kernels.packed import Matrix, Quantisable
 from moekit.moe.compiled_block import CompiledBlock, rows_of
 from moekit.moe.dispatch import Dispatch, dispatch
 from moekit.moe.expert_block import ExpertBlock, Kept, to_rows, without_stacks
@@ -45,7 +42,7 @@ class Stored(Protocol):
         ...
 
 
-class Experts(InHugePages):
+class Experts(Quantisable, InHugePages):
     """E SwiGLU blocks with stacked weights: gate and up rows in one matrix, in the [out, in] layout of a linear.
 
     `stored` gives one expert's two matrices where the stacks are still on disk: without gradients, experts to which no
@@ -54,8 +51,6 @@ class Experts(InHugePages):
     1 / (1 - dropout), as in the fine-tuning of arXiv 2101.03961, section 2.4. With `groups`, the stacks hold the bytes
     of quantised matrices.
     """
-
-    groups: Groups | None = None
 
     def __init__(self, n_experts: int, width: int, expert_width: int, dropout: float = 0.0) -> None:
         super().__init__()
@@ -121,16 +116,9 @@ class Experts(InHugePages):
         """An expert's two matrices."""
         return self.stored or (lambda expert: (self.gate_up[expert], self.down[expert]))
 
-    @cached_property
-    def copies(self) -> Copies:
-        """What machines without compiled code use in place of quantised matrices."""
-        return Copies()
-
     def _quantised(self, expert: int) -> tuple[Matrix, Matrix]:
-        assert self.groups is not None
-        bits, size, _ = self.groups
         gate_up, down = self._one_by_one()(expert)
-        return self.copies.of(Grouped(gate_up, bits, size)), self.copies.of(Grouped(down, bits, size))
+        return self.held(gate_up), self.held(down)
 
     def _few(self, x: Tensor, plan: Dispatch) -> bool:
         """Whether reading the experts is most of the work, and there is compiled code for it."""

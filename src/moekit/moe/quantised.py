@@ -6,8 +6,9 @@ from itertools import pairwise
 import torch
 
 from moekit.kernels import few_rows
-from moekit.kernels.few_rows import Expert, Matrix
+from moekit.kernels.few_rows import Expert
 from moekit.kernels.linear import without_gradient
+from moekit.kernels.packed import Matrix
 from moekit.moe.dispatch import Dispatch
 from moekit.tensors import Float, Tensor
 

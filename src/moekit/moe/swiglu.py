@@ -32,7 +32,7 @@ class SwiGLU(nn.Module):
             return y
         groups = self.gate_up.groups
         if groups is not None and groups == self.down.groups:
-            return quantised.swiglu(x, self.gate_up.matrix(), self.down.matrix())
+            return quantised.swiglu(x, self.gate_up.held(self.gate_up.weight), self.down.held(self.down.weight))
         if self._as_one_expert(x, rows):
             tokens = x.reshape(-1, x.shape[-1])
             stacks = (self.gate_up.weight.unsqueeze(0), self.down.weight.unsqueeze(0))
