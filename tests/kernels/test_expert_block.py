@@ -142,14 +142,37 @@ def test_groups_of_experts_add_up_to_the_whole(case: Case, group_bytes: int) -> 
         assert relative_error(mine, theirs.float()) <= ROUNDING[x.dtype]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("width", [48, 64])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_what_is_added_up_during_products_is_all(dtype: torch.dtype, width: int, threads: int) -> None:
+    case, before = Case(6, dtype, (2000, 40, 6, width, 32), skew=0.0), torch.get_num_threads()
+    x, weights, gate_up, down = (leaf.detach() for leaf in case.leaves())
+    rows = rows_of(x, weights, dispatch(case.routing, 1))
+    grouped = rows._replace(groups=experts.expert_groups(rows.bounds, 1, rows.bounds[-1] // 5))
+    assert len(grouped.groups) > 5
+    try:
+        torch.set_num_threads(threads)
+        whole, parts = (experts.forward(x, each, gate_up, down, keep=True) for each in (rows, grouped))
+        assert relative_error(parts[0], whole[0].float()) <= ROUNDING[dtype]
+        assert whole[1] is not None and parts[1] is not None
+        found = experts.backward(x, grouped, gate_up, down, parts[1], case.direction)
+        wanted = experts.backward(x, rows, gate_up, down, whole[1], case.direction)
+    finally:
+        torch.set_num_threads(before)
+    for mine, theirs in zip(found, wanted, strict=True):
+        assert relative_error(mine, theirs.float()) <= ROUNDING[dtype]
+
+
 @given(counts=st.lists(st.integers(0, 50), min_size=1, max_size=40), row=st.integers(1, 9), limit=st.integers(1, 2000))
-def test_groups_are_few_and_of_like_sizes(counts: list[int], row: int, limit: int) -> None:
+def test_groups_are_few_and_the_last_is_small(counts: list[int], row: int, limit: int) -> None:
     bounds = tuple(accumulate(counts, initial=0))
     begins = experts.expert_groups(bounds, row, limit)
     sizes = [(bounds[end] - bounds[begin]) * row for begin, end in pairwise(begins)]
     assert begins[0] == 0 and begins[-1] == len(counts) and all(end > begin for begin, end in pairwise(begins))
-    assert len(sizes) <= max(-(-sum(counts) * row // limit), 1)
+    assert len(sizes) <= max(-(-sum(counts) * row // limit) + 1, 1)
     assert max(sizes) <= limit + max(counts) * row
+    assert len(sizes) == 1 or sizes[-1] <= limit / 2 + max(counts) * row
 
 
 def test_a_second_backward_pass_gives_the_same() -> None:

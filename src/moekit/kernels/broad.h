@@ -142,8 +142,8 @@ inline void take_words(const typename Type::Number *row, int64_t stride, __m512i
 
 // to[R][V * LANES] = rows of `a` times the first V vectors of a broad panel. What is asked for comes by reference: as a value it
 // would be copied, and reading what was written a moment ago in halves waits for all that was written before.
-template <class Type, class Out, class First, bool PACKS, int R, int V>
-void broad_tile(const First &a, const Panel<typename Type::Number> &panel, int64_t words, const Target<typename Out::Number> &to, const Asked &asked) {
+template <class Type, class Out, class First, bool PACKS, bool ALSO, int R, int V>
+void broad_tile(const First &a, const Panel<typename Type::Number> &panel, int64_t words, const Target<typename Out::Number> &to, const Asked &asked, Elsewhere also) {
     __m512 sum[R][V];
 #pragma GCC unroll 6
     for (int r = 0; r < R; r++)
@@ -161,6 +161,7 @@ void broad_tile(const First &a, const Panel<typename Type::Number> &panel, int64
             if (PACKS) _mm512_storeu_si512(column + v * LANES, b[v]);
             else b[v] = _mm512_loadu_si512(column + v * LANES);
         if (std::is_same_v<First, Left>) next.go_on();
+        if (ALSO) ask(also[k / EVERY]);
 #pragma GCC unroll 6
         for (int r = 0; r < R; r++) {
             const __m512i own = _mm512_set1_epi32(factor.take(r));
@@ -172,20 +173,22 @@ void broad_tile(const First &a, const Panel<typename Type::Number> &panel, int64
     for (int r = 0; r < R; r++) Out::template store<V>(to.at + r * to.stride, sum[r], to.past_caches);
 }
 
-template <class Type, class Out, class First> using BroadTile = decltype(&broad_tile<Type, Out, First, false, 1, 1>);
+template <class Type, class Out, class First> using BroadTile = decltype(&broad_tile<Type, Out, First, false, false, 1, 1>);
 
-template <class Type, class Out, class First, bool PACKS, int... N>
+template <class Type, class Out, class First, bool PACKS, bool ALSO, int... N>
 constexpr std::array<BroadTile<Type, Out, First>, sizeof...(N)> broad_tiles(std::integer_sequence<int, N...>) {
-    return {broad_tile<Type, Out, First, PACKS, N / 4 + 1, N % 4 + 1>...};
+    return {broad_tile<Type, Out, First, PACKS, ALSO, N / 4 + 1, N % 4 + 1>...};
 }
 
 // to[n][..] = n rows of `a`, BROAD_ROWS at most, times the first `columns` columns of a broad panel.
 template <class Type, class Out, class First>
-void broad(const First &a, int64_t n, const Panel<typename Type::Number> &panel, int64_t words, int64_t columns, const Target<typename Out::Number> &to, const Asked &asked) {
+void broad(const First &a, int64_t n, const Panel<typename Type::Number> &panel, int64_t words, int64_t columns, const Target<typename Out::Number> &to, const Asked &asked, Elsewhere also) {
     constexpr auto ALL = std::make_integer_sequence<int, 4 * BROAD_ROWS>();
-    static constexpr auto TILES = broad_tiles<Type, Out, First, false>(ALL), PACKING = broad_tiles<Type, Out, First, std::is_same_v<First, Left>>(ALL);
+    constexpr bool PACKS = std::is_same_v<First, Left>;
+    static constexpr decltype(broad_tiles<Type, Out, First, false, false>(ALL)) TILES[] = {
+        broad_tiles<Type, Out, First, false, false>(ALL), broad_tiles<Type, Out, First, false, true>(ALL), broad_tiles<Type, Out, First, PACKS, false>(ALL), broad_tiles<Type, Out, First, PACKS, true>(ALL)};
     const int64_t which = 4 * (n - 1) + (std::min<int64_t>(columns, BROAD) + LANES - 1) / LANES - 1;
-    (panel.from ? PACKING : TILES)[which](a, panel, words, to, asked);
+    TILES[2 * (panel.from != nullptr) + (also != nullptr)][which](a, panel, words, to, asked, also);
 }
 
 // each(s, begin, n) for strip s of `rows` rows: n of them, BROAD_ROWS at most and in all strips nearly alike.

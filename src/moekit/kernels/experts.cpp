@@ -7,23 +7,7 @@
 #include <vector>
 
 #include "broad.h"
-
-extern "C" {
-
-// The rows of a routing, sorted by expert, and the experts' matrices: [2 inner, width] (gate, then up) and [width, inner].
-struct moekit_experts {
-    const void *const *gate_up, *const *down;  // one address for each expert
-    const int64_t *bounds;                     // rows bounds[e] to bounds[e + 1] are for expert e
-    const int64_t *tokens;                     // whose row it is
-    const int64_t *places;                     // the rows of each token, [n_tokens, top_k]; the number of rows: none
-    const float *weights;                      // of each place
-    float *row_weights;                        // of each row, which `forward` leaves for `backward`; or null
-    const int64_t *groups;                     // experts groups[g] to groups[g + 1] are computed before the next ones
-    void *const *hidden, *const *inners;       // room for each expert's gate and up, and for half as much; or null
-    int64_t n_experts, n_groups, n_tokens, top_k, width, inner;
-    int32_t bits, threads;
-};
-}
+#include "combine.h"
 
 WIDE_BEGIN
 
@@ -34,7 +18,6 @@ using namespace tiles;
 constexpr int64_t PACKED = 3 << 18;  // bytes of packed columns that stay in a core's second cache
 constexpr int64_t SHARED = 4 << 20;  // and in the one that cores share
 constexpr int64_t CACHED = 16 << 20;  // bytes of rows that may wait in caches
-constexpr int64_t EIGHT = 8;         // whole numbers of a vector
 constexpr size_t MANY = 64;          // chunks
 
 // Rows of an expert that are computed together: their columns are packed once and meet every strip of its matrices.
@@ -57,13 +40,12 @@ template <class Type> struct Block {
     const moekit_experts &e;
     std::vector<std::vector<Chunk>> chunks;  // of each group
     std::vector<bool> whole;                 // experts, one of many, whose rows are one chunk
-    bool many = false;                       // whether the rows of some group are more than may wait in caches
+    const bool many;                         // whether rows are more than may wait in caches
 
     // `widest` is the longest inner dimension of the products with packed columns.
-    Block(const moekit_experts &experts, int64_t widest) : e(experts), chunks(experts.n_groups), whole(experts.n_experts) {
+    Block(const moekit_experts &experts, int64_t widest) : e(experts), chunks(experts.n_groups), whole(experts.n_experts), many(experts.bounds[experts.n_experts] * experts.width * int64_t(sizeof(Number)) > CACHED) {
         const int64_t room = std::max<int64_t>(COLUMNS, PACKED / (4 * words(widest)) / LANES * LANES);
         for (int64_t g = 0; g < e.n_groups; g++) {
-            many = many || (e.bounds[e.groups[g + 1]] - e.bounds[e.groups[g]]) * e.width * int64_t(sizeof(Number)) > CACHED;
             for (int64_t i = e.groups[g]; i < e.groups[g + 1]; i++) {
                 const int64_t n = e.bounds[i + 1] - e.bounds[i];
                 const bool few = e.groups[g + 1] - e.groups[g] < 4 * e.threads;
@@ -123,7 +105,7 @@ template <class Type> struct Block {
             }
     }
 
-    void forward_chunk(const Chunk &c, const Number *x, Number *rows, Scratch &one, Scratch &two) const {
+    void forward_chunk(const Chunk &c, const Number *x, Number *rows, Scratch &one, Scratch &two, Combine<Type> &meanwhile) const {
         const int64_t width = words(e.width), inner = words(e.inner), begin = e.bounds[c.expert] + c.begin;
         Word *in = one.take<Word>(packed(e.width, c.n)), *between = two.take<Word>(packed(e.inner, c.n));
         Number *kept = e.hidden ? (Number *)e.hidden[c.expert] + 2 * c.begin * e.inner : nullptr;
@@ -134,8 +116,10 @@ template <class Type> struct Block {
                 const Number *matrix = gate_up(c.expert) + i * e.width, *other = matrix + e.inner * e.width;
                 const Word *panel = in + p * width * COLUMNS;
                 const bool last = i + STRIP == e.inner;
-                strip<Type>(matrix, e.width, panel, width, n, gate, last ? down(c.expert) : matrix + STRIP * e.width);
-                strip<Type>(other, e.width, panel, width, n, up, last ? down(c.expert) + words(e.width) : other + STRIP * e.width);
+                strip<Type>(matrix, e.width, panel, width, n, gate, last ? down(c.expert) : matrix + STRIP * e.width, meanwhile.lines());
+                meanwhile.after(2 * width);
+                strip<Type>(other, e.width, panel, width, n, up, last ? down(c.expert) + words(e.width) : other + STRIP * e.width, meanwhile.lines());
+                meanwhile.after(2 * width);
                 activate(gate, up, i, vectors(n), between + p * inner * COLUMNS);
                 if (!kept) return;
                 put_columns<Type>(gate, n, kept + 2 * first * e.inner + i, 2 * e.inner);
@@ -151,7 +135,8 @@ template <class Type> struct Block {
                 for (int64_t i = 0; i < numbers; i += STRIP) {
                     const Number *matrix = down(c.expert) + (d + i) * e.inner;
                     const Number *next = d + i + STRIP == e.width ? matrix : matrix + STRIP * e.inner;
-                    strip<Type>(matrix, e.inner, between + p * inner * COLUMNS, inner, n, found[i / STRIP], next);
+                    strip<Type>(matrix, e.inner, between + p * inner * COLUMNS, inner, n, found[i / STRIP], next, meanwhile.lines());
+                    meanwhile.after(2 * inner);
                 }
                 put_lines<Type>(found, n, numbers, {rows + (begin + first) * e.width + d, e.width, past_caches});
             });
@@ -183,7 +168,7 @@ template <class Type> struct Block {
 
     // From the gradient of the tokens: of the rows' weights, of gate and up (in their place), of the rows of x; inners
     // become the weighted silu(gate) * up.
-    void backward_chunk(const Chunk &c, const Number *grad, Number *rows, float *row_slopes, Scratch &one) const {
+    void backward_chunk(const Chunk &c, const Number *grad, Number *rows, float *row_slopes, Scratch &one, Combine<Type> &meanwhile) const {
         const int64_t begin = e.bounds[c.expert] + c.begin, inner = e.inner, width = e.width, *tokens = e.tokens + begin;
         Word *panel = one.take<Word>(4 * BROAD * words(std::max(width, 2 * inner)));
         std::fill_n(row_slopes + begin, c.n, 0.0f);
@@ -196,7 +181,8 @@ template <class Type> struct Block {
             in_strips(c.n, [&](int64_t s, int64_t r, int64_t n) {
                 for (int64_t after = r + n; i == 0 && after < std::min(r + 2 * n, c.n); after++) ask_for(grad + tokens[after] * width, width);
                 for (int64_t half = 2 * r; half < 2 * (r + n); half++) ask_for(hidden + half * inner + i, columns);
-                broad<Type, Float32>(Left{(const Word *)grad, words(width), tokens + r}, n, {panel, s ? nullptr : down(c.expert) + i, inner}, words(width), columns, {found, BROAD, false}, next.of_strip(s));
+                broad<Type, Float32>(Left{(const Word *)grad, words(width), tokens + r}, n, {panel, s ? nullptr : down(c.expert) + i, inner}, words(width), columns, {found, BROAD, false}, next.of_strip(s), meanwhile.lines());
+                meanwhile.after(words(width));
                 slopes(found, begin + r, n, columns, hidden + 2 * r * inner + i, inners + r * inner + i, row_slopes);
             });
         }
@@ -207,7 +193,8 @@ template <class Type> struct Block {
             const NextPanel<Number> next(last ? down(c.following) : gate_up(c.expert) + d + BROAD, sizeof(Number) * (last ? inner : width), last ? width : 2 * inner, c.n, 2 * words(inner));
             in_strips(c.n, [&](int64_t s, int64_t r, int64_t n) {
                 Number *to = rows + (begin + r) * width + d;
-                broad<Type, Type>(rows_from(hidden + 2 * r * inner, 2 * inner), n, {panel, s ? nullptr : gate_up(c.expert) + d, width}, 2 * words(inner), columns, {to, width, past_caches}, next.of_strip(s));
+                broad<Type, Type>(rows_from(hidden + 2 * r * inner, 2 * inner), n, {panel, s ? nullptr : gate_up(c.expert) + d, width}, 2 * words(inner), columns, {to, width, past_caches}, next.of_strip(s), meanwhile.lines());
+                meanwhile.after(2 * words(inner));
             });
         }
         _mm_sfence();
@@ -215,7 +202,7 @@ template <class Type> struct Block {
 
     // Rows [from, from + n) of to[..][columns]: the sums over an expert's rows of products of a number on the left with one
     // on the right.
-    void sums_of_products(const Rows<Number> &left, int64_t from, int64_t n, const Rows<Number> &right, int64_t columns, int64_t rows, Number *to, Scratch &one, Scratch &two) const {
+    void sums_of_products(const Rows<Number> &left, int64_t from, int64_t n, const Rows<Number> &right, int64_t columns, int64_t rows, Number *to, Scratch &one, Scratch &two, Combine<Type> &meanwhile) const {
         const int64_t inner = words(up_to(rows, Type::PER_WORD)), panel = 4 * BROAD * std::max<int64_t>(inner, 1);
         const int64_t fits = std::max<int64_t>(1, SHARED / panel) * BROAD;
         const bool past_caches = whole_lines(to, columns);
@@ -229,7 +216,8 @@ template <class Type> struct Block {
                 for (int64_t p = 0; p < size; p += BROAD)
                     in_strips(n_left, [&](int64_t, int64_t r, int64_t n_rows) {
                         Number *at = to + (l + r) * columns + begin + p;
-                        broad<Type, Type>(Columns{own + r}, n_rows, {panels + p * inner}, inner, size - p, {at, columns, past_caches}, {});
+                        broad<Type, Type>(Columns{own + r}, n_rows, {panels + p * inner}, inner, size - p, {at, columns, past_caches}, {}, meanwhile.lines());
+                        meanwhile.after(inner);
                     });
             }
         }
@@ -237,100 +225,52 @@ template <class Type> struct Block {
     }
 
     // A part of the gradient of one of an expert's matrices, from the gradients of its rows.
-    void matrix_part(const Part &part, const Number *x, const Number *grad, Number *of_gate_up, Number *of_down, Scratch &one, Scratch &two) const {
+    void matrix_part(const Part &part, const Number *x, const Number *grad, Number *of_gate_up, Number *of_down, Scratch &one, Scratch &two, Combine<Type> &meanwhile) const {
         const int64_t i = part.expert, n = e.bounds[i + 1] - e.bounds[i];
         const Rows<Number> slopes{(const Number *)e.hidden[i], 2 * e.inner, nullptr}, inners{(const Number *)e.inners[i], e.inner, nullptr};
-        if (part.down) sums_of_products(rows_of_tokens(grad, i), part.begin, part.n, inners, e.inner, n, of_down + i * e.width * e.inner, one, two);
-        else sums_of_products(slopes, part.begin, part.n, rows_of_tokens(x, i), e.width, n, of_gate_up + 2 * i * e.inner * e.width, one, two);
+        if (part.down) sums_of_products(rows_of_tokens(grad, i), part.begin, part.n, inners, e.inner, n, of_down + i * e.width * e.inner, one, two, meanwhile);
+        else sums_of_products(slopes, part.begin, part.n, rows_of_tokens(x, i), e.width, n, of_gate_up + 2 * i * e.inner * e.width, one, two, meanwhile);
     }
 
     // What an expert's tokens have in `x` or in the gradient.
     Rows<Number> rows_of_tokens(const Number *x, int64_t expert) const { return {x, e.width, e.tokens + e.bounds[expert]}; }
 
-    // The rows of a token that lie in a group, counted from the group's first, and their weights.
-    struct Token {
-        std::vector<int64_t> rows;
-        std::vector<float> weights;
-        int64_t n = 0;
-        explicit Token(int64_t top_k) : rows(top_k + EIGHT), weights(top_k + EIGHT) {}
-    };
+    int64_t rows_of(int64_t from, int64_t to) const { return e.bounds[e.groups[to]] - e.bounds[e.groups[from]]; }  // of these groups
 
-    // Those of token t in group g; eight places are written at a time.
-    void find(int64_t t, int64_t g, Token &token) const {
-        const int64_t first = e.bounds[e.groups[g]], size = e.bounds[e.groups[g + 1]] - first;
-        token.n = 0;
-        for (int64_t k = 0; t < e.n_tokens && k < e.top_k; k += EIGHT) {
-            const __mmask8 there = __mmask8(wide::first(std::min(e.top_k - k, EIGHT)));
-            const int64_t at = t * e.top_k + k;
-            const __m512i rows = _mm512_sub_epi64(_mm512_maskz_loadu_epi64(there, e.places + at), _mm512_set1_epi64(first));
-            // As numbers without a sign, rows of earlier groups are large.
-            const __mmask8 own = _mm512_mask_cmplt_epu64_mask(there, rows, _mm512_set1_epi64(size));
-            _mm512_storeu_si512(&token.rows[token.n], _mm512_maskz_compress_epi64(own, rows));
-            _mm256_storeu_ps(&token.weights[token.n], _mm256_maskz_compress_ps(own, _mm256_maskz_loadu_ps(there, e.weights + at)));
-            token.n += __builtin_popcount(own);
+    // Where the rows of a group lie, in room for those of any two that follow each other: from its beginning on, or up to its end.
+    Number *in_room(Number *room, int64_t g) const {
+        int64_t most = 0;
+        for (int64_t i = 0; i < e.n_groups; i++) most = std::max(most, rows_of(i, std::min(i + 2, e.n_groups)));
+        return g % 2 ? room + (most - rows_of(g, g + 1)) * e.width : room;
+    }
+
+    // each(chunk, rows) for all chunks of all groups, by all threads at once; rows are numbered from the first of all. Then the
+    // last group alone is still to be added up.
+    template <class Each> void in_groups(Number *room, Combine<Type> &sum, const Each &each) const {
+        for (int64_t g = 0; g < e.n_groups; g++) {
+            Number *const own = in_room(room, g);
+#pragma omp for schedule(dynamic, 1) nowait
+            for (size_t c = 0; c < chunks[g].size(); c++) each(chunks[g][c], own - e.bounds[e.groups[g]] * e.width);
+            sum.finish();
+#pragma omp barrier
+            sum.begin(g, own);
         }
     }
 
-    // V vectors, from column d on, of the sum over a token's rows, which begins with what earlier groups gave. The rows of a
-    // later token are asked for.
-    template <int V>
-    void combine_columns(const Number *rows, int64_t d, const Token &own, const Token &later, bool weighted, float *sums, Number *out, bool first, bool last) const {
-        __m512 sum[V];
-#pragma GCC unroll 8
-        for (int v = 0; v < V; v++) sum[v] = first ? _mm512_setzero_ps() : _mm512_loadu_ps(sums + d + v * LANES);
-        if (!first)
-            for (int64_t at = 0; at < V * LANES; at += LINE / sizeof(float)) ask(sums + e.width + d + at);
-        for (int64_t i = 0; i < later.n; i++)
-            for (int64_t at = 0; at < V * LANES; at += LINE / sizeof(Number)) ask(rows + later.rows[i] * e.width + d + at);
-        for (int64_t i = 0; i < own.n; i++) {
-            const __m512 factor = _mm512_set1_ps(weighted ? own.weights[i] : 1);
-#pragma GCC unroll 8
-            for (int v = 0; v < V; v++) sum[v] = _mm512_fmadd_ps(factor, Type::load(rows + own.rows[i] * e.width + d + v * LANES), sum[v]);
-        }
-#pragma GCC unroll 8
-        for (int v = 0; v < V; v++)
-            if (last) Type::store(out + d + v * LANES, sum[v]);
-            else _mm512_storeu_ps(sums + d + v * LANES, sum[v]);
-    }
+    bool has_row(int64_t place) const { return e.places[place] < e.bounds[e.n_experts]; }
 
-    // For all tokens, the sums over their rows of group g, times their weights if wanted, added to what earlier groups gave.
-    // then(t, token) follows. Called by all threads at once.
-    template <class Then>
-    void combine(int64_t g, const Number *rows, bool weighted, float *sums, Number *out, const Then &then) const {
-        constexpr int AT_ONCE = 2;  // vectors: little of many rows, so that what is asked for comes from many places of memory
-        Token own(e.top_k), next(e.top_k), later(e.top_k);
-        const bool first = g == 0, last = g + 1 == e.n_groups;
-        bool begun = false;
-#pragma omp for schedule(static)
-        for (int64_t t = 0; t < e.n_tokens; t++) {
-            if (!begun) find(t, g, next), find(t + 1, g, later);
-            begun = true;
-            std::swap(own, next), std::swap(next, later);
-            find(t + 2, g, later);
-            float *const sum = sums ? sums + t * e.width : nullptr;
-            in_blocks<AT_ONCE>(e.width, [&](auto v, int64_t d) {
-                combine_columns<v>(rows, d, own, later, weighted, sum, out + t * e.width, first, last);
-            });
-            then(t, own);
-        }
-    }
-
-    void forward(const Number *x, Number *rows, float *sums, Number *out) const {
+    void forward(const Number *x, Number *room, float *sums, Number *out) const {
 #pragma omp parallel num_threads(e.threads)
         {
             Scratch one, two;
-            for (int64_t g = 0; g < e.n_groups; g++) {
-#pragma omp for schedule(dynamic, 1)
-                for (size_t c = 0; c < chunks[g].size(); c++) forward_chunk(chunks[g][c], x, in_group(rows, g), one, two);
-                combine(g, rows, true, sums, out, [&](int64_t, const Token &token) {
-                    for (int64_t i = 0; e.row_weights && i < token.n; i++) e.row_weights[e.bounds[e.groups[g]] + token.rows[i]] = token.weights[i];
-                });
-            }
+            Combine<Type> sum(e, true, sums, out, 2 * words(std::max(e.width, e.inner)));
+#pragma omp for schedule(static) nowait
+            for (int64_t place = 0; place < e.n_tokens * e.top_k; place++)
+                if (e.row_weights && has_row(place)) e.row_weights[e.places[place]] = e.weights[place];
+            in_groups(room, sum, [&](const Chunk &c, Number *rows) { forward_chunk(c, x, rows, one, two, sum); });
+            sum.finish();
         }
     }
-
-    // Rows are numbered from the first of all; the room is that of a group.
-    Number *in_group(Number *rows, int64_t g) const { return rows - e.bounds[e.groups[g]] * e.width; }
 
     std::vector<Part> parts() const {
         std::vector<Part> found;
@@ -344,28 +284,31 @@ template <class Type> struct Block {
         return found;
     }
 
-    void backward(const Number *x, const Number *grad, Number *rows, float *sums, Number *of_x, float *row_slopes, float *of_weights, Number *of_gate_up, Number *of_down) const {
+    // Words of the inner dimension of the longest product of the backward pass.
+    int64_t longest() const {
+        int64_t found = std::max(e.width, 2 * e.inner);
+        for (int64_t i = 0; i < e.n_experts; i++) found = std::max(found, up_to(e.bounds[i + 1] - e.bounds[i], Type::PER_WORD));
+        return words(found);
+    }
+
+    void backward(const Number *x, const Number *grad, Number *room, float *sums, Number *of_x, float *row_slopes, float *of_weights, Number *of_gate_up, Number *of_down) const {
         const std::vector<Part> all = parts();
 #pragma omp parallel num_threads(e.threads)
         {
             Scratch one, two;
-            for (int64_t g = 0; g < e.n_groups; g++) {
-#pragma omp for schedule(dynamic, 1)
-                for (size_t c = 0; c < chunks[g].size(); c++) {
-                    const int64_t i = chunks[g][c].expert;
-                    backward_chunk(chunks[g][c], grad, in_group(rows, g), row_slopes, one);
-                    if (!whole[i]) continue;
-                    // The gradients of its matrices follow while what they are made of is in the caches.
-                    for (const Part &part : {Part{i, 0, e.width, true}, Part{i, 0, 2 * e.inner, false}}) matrix_part(part, x, grad, of_gate_up, of_down, one, two);
-                }
-                combine(g, rows, false, sums, of_x, [&](int64_t t, const Token &) {
-                    for (int64_t place = t * e.top_k; g + 1 == e.n_groups && place < (t + 1) * e.top_k; place++)
-                        of_weights[place] = e.places[place] < e.bounds[e.n_experts] ? row_slopes[e.places[place]] : 0;
-                });
-            }
-#pragma omp for schedule(dynamic, 1)
-            for (size_t p = 0; p < all.size(); p++)
-                matrix_part(all[p], x, grad, of_gate_up, of_down, one, two);
+            Combine<Type> sum(e, false, sums, of_x, longest());
+            const auto of_matrix = [&](const Part &part) { matrix_part(part, x, grad, of_gate_up, of_down, one, two, sum); };
+            in_groups(room, sum, [&](const Chunk &c, Number *rows) {
+                backward_chunk(c, grad, rows, row_slopes, one, sum);
+                if (!whole[c.expert]) return;
+                // The gradients of its matrices follow while what they are made of is in the caches.
+                of_matrix({c.expert, 0, e.width, true}), of_matrix({c.expert, 0, 2 * e.inner, false});
+            });
+#pragma omp for schedule(dynamic, 1) nowait
+            for (size_t p = 0; p < all.size(); p++) of_matrix(all[p]);
+            sum.finish();
+#pragma omp for schedule(static) nowait
+            for (int64_t place = 0; place < e.n_tokens * e.top_k; place++) of_weights[place] = has_row(place) ? row_slopes[e.places[place]] : 0;
         }
     }
 };
@@ -376,19 +319,19 @@ WIDE_END
 
 extern "C" {
 
-// `rows` is room for the rows of the longest group, `sums` for [n_tokens, width] where there are several groups.
-void moekit_experts_forward(const moekit_experts *e, const void *x, void *rows, float *sums, void *out) {
+// `room` is for the rows of any two groups that follow each other, `sums` for [n_tokens, width] where there are several groups.
+void moekit_experts_forward(const moekit_experts *e, const void *x, void *room, float *sums, void *out) {
     const int64_t widest = std::max(e->width, e->inner);
-    if (e->bits == 16) Block<tiles::BFloat16>(*e, widest).forward((const uint16_t *)x, (uint16_t *)rows, sums, (uint16_t *)out);
-    else Block<tiles::Float32>(*e, widest).forward((const float *)x, (float *)rows, sums, (float *)out);
+    if (e->bits == 16) Block<tiles::BFloat16>(*e, widest).forward((const uint16_t *)x, (uint16_t *)room, sums, (uint16_t *)out);
+    else Block<tiles::Float32>(*e, widest).forward((const float *)x, (float *)room, sums, (float *)out);
 }
 
 // The hidden values are used up; gradients are written, not added to. `row_slopes` is room for a number of each row.
-void moekit_experts_backward(const moekit_experts *e, const void *x, const void *grad, void *rows, float *sums, void *of_x, float *row_slopes, float *of_weights, void *of_gate_up, void *of_down) {
+void moekit_experts_backward(const moekit_experts *e, const void *x, const void *grad, void *room, float *sums, void *of_x, float *row_slopes, float *of_weights, void *of_gate_up, void *of_down) {
     const int64_t widest = std::max(e->width, 2 * e->inner);
     if (e->bits == 16)
-        Block<tiles::BFloat16>(*e, widest).backward((const uint16_t *)x, (const uint16_t *)grad, (uint16_t *)rows, sums, (uint16_t *)of_x, row_slopes, of_weights, (uint16_t *)of_gate_up, (uint16_t *)of_down);
+        Block<tiles::BFloat16>(*e, widest).backward((const uint16_t *)x, (const uint16_t *)grad, (uint16_t *)room, sums, (uint16_t *)of_x, row_slopes, of_weights, (uint16_t *)of_gate_up, (uint16_t *)of_down);
     else
-        Block<tiles::Float32>(*e, widest).backward((const float *)x, (const float *)grad, (float *)rows, sums, (float *)of_x, row_slopes, of_weights, (float *)of_gate_up, (float *)of_down);
+        Block<tiles::Float32>(*e, widest).backward((const float *)x, (const float *)grad, (float *)room, sums, (float *)of_x, row_slopes, of_weights, (float *)of_gate_up, (float *)of_down);
 }
 }

@@ -13,9 +13,10 @@ from moekit.tensors import Float, Int, Tensor
 LANES = 16
 """Widths must be multiples of it."""
 
-GROUP = 64 << 20
-"""Bytes of rows after which the results of experts are added up: the more, the seldomer the sums are met, but the more
-memory they take. Writing to new memory takes ten times as long as to old."""
+GROUP = 32 << 20
+"""Bytes of rows after which the results of experts are added up, while those of the next ones are computed: the more,
+the seldomer the sums are met, but the more memory they take. Writing to new memory takes ten times as long as to
+old."""
 
 NUMBERS = {torch.float32: 32, torch.bfloat16: 16}
 
@@ -24,7 +25,7 @@ class Rows(NamedTuple):
     """Rows sorted by expert: `bounds[e]:bounds[e + 1]` are for expert e; `places` names those of each token (R: none),
     `weights` are these places'.
 
-    Experts `groups[g]:groups[g + 1]` are computed, and their rows added up, before those of the next group.
+    Experts `groups[g]:groups[g + 1]` are computed before those of the next group, during which their rows are added up.
     """
 
     bounds: tuple[int, ...]
@@ -114,7 +115,8 @@ class _Described:
         self.inner = (down if isinstance(down, Tensor) else next(m for m in down if m is not None)).shape[-1]
         self.bounds, self.groups = np.asarray(rows.bounds, np.int64), np.asarray(rows.groups, np.int64)
         self.sizes: list[int] = np.diff(self.bounds[self.groups]).tolist()
-        self.room = _in_large_pages(x.new_empty(max(self.sizes), width))
+        two = max(sum(self.sizes[g : g + 2]) for g in range(len(self.sizes)))
+        self.room = _in_large_pages(x.new_empty(two, width))
         self.sums = _in_large_pages(rows.weights.new_empty(len(x), width)) if len(self.groups) > 2 else None
         self.kept: list[object] = []
         self.block = ExpertBlock(
@@ -167,14 +169,16 @@ def _in_large_pages(memory: Tensor) -> Tensor:
 
 
 def expert_groups(bounds: Sequence[int], row_bytes: int, group_bytes: int = GROUP) -> tuple[int, ...]:
-    """Where groups of experts begin, and the end: as few as hold `group_bytes` of rows, all of like sizes.
+    """Where groups of experts begin, and the end: one, or as few as hold `group_bytes` of rows, all of like sizes but
+    for the last, which is half as large: nothing is computed while it is added up.
 
     A group ends with an expert, and so may hold more by the rows of one.
     """
-    n_groups = -(-bounds[-1] * row_bytes // group_bytes)
+    n_rows, n_bytes = bounds[-1], bounds[-1] * row_bytes
+    n_groups = 1 if n_bytes <= group_bytes else -(-(2 * n_bytes + group_bytes) // (2 * group_bytes))
     found = [0]
     for expert in range(1, len(bounds) - 1):
-        if len(found) < n_groups and bounds[expert] * n_groups >= bounds[-1] * len(found):
+        if len(found) < n_groups and bounds[expert] * (2 * n_groups - 1) >= 2 * n_rows * len(found):
             found.append(expert)
     return (*found, len(bounds) - 1)
 

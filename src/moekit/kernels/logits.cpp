@@ -45,7 +45,7 @@ void products(const typename Type::Number *x, const typename Type::Number *matri
             for (int64_t row = 0; row < out; row += STRIP)
                 in_panels(size, [&](int64_t p, int64_t first, int64_t columns) {
                     const auto *at = matrix + row * width;
-                    strip<Type>(at, width, &in[p * words * COLUMNS], words, columns, found, row + STRIP < out ? at + STRIP * width : matrix);
+                    strip<Type>(at, width, &in[p * words * COLUMNS], words, columns, found, row + STRIP < out ? at + STRIP * width : matrix, nullptr);
                     put_columns<Float32>(found, columns, &to[first * out + row], out);
                 });
             for (int64_t i = 0; i < size; i++) then(begin + i, &to[i * out], room.data());
@@ -70,7 +70,7 @@ void of_rows(const Number *matrix, const Number *grad, int64_t n, int64_t width,
         const int64_t begin = task % blocks * ROWS_AT_ONCE, d = task / blocks * BROAD, columns = std::min<int64_t>(BROAD, width - d);
         in_strips(std::min(ROWS_AT_ONCE, n - begin), [&](int64_t s, int64_t r, int64_t rows) {
             const Number *own = grad + (begin + r) * out;
-            broad<Type, Type>(Left{(const Word *)own, words, nullptr}, rows, {panel.data(), s ? nullptr : matrix + d, width}, words, columns, {to + (begin + r) * width + d, width, false}, {(const char *)(own + rows * out), LINE, UINT32_MAX});
+            broad<Type, Type>(Left{(const Word *)own, words, nullptr}, rows, {panel.data(), s ? nullptr : matrix + d, width}, words, columns, {to + (begin + r) * width + d, width, false}, {(const char *)(own + rows * out), LINE, UINT32_MAX}, nullptr);
         });
     }
 }
@@ -92,7 +92,7 @@ void of_matrix_part(const Number *x, const Number *grad, int64_t n, int64_t widt
             for (int64_t p = 0; p < columns; p += BROAD)
                 in_strips(n_left, [&](int64_t, int64_t r, int64_t n_strip) {
                     float *at = sums.data() + (l + r) * COLUMNS_AT_ONCE + p;
-                    broad<Type, Added>(Columns{own.data() + r}, n_strip, {panels.data() + p * words}, words, columns - p, {at, COLUMNS_AT_ONCE, false}, {});
+                    broad<Type, Added>(Columns{own.data() + r}, n_strip, {panels.data() + p * words}, words, columns - p, {at, COLUMNS_AT_ONCE, false}, {}, nullptr);
                 });
         }
     }

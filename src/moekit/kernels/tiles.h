@@ -38,6 +38,9 @@ struct Float32 {
     }
     static inline __m512 load(const Number *from) { return _mm512_loadu_ps(from); }
     static inline void store(Number *to, __m512 value) { _mm512_storeu_ps(to, value); }
+    // Two vectors of numbers, in an order that `store_two` undoes.
+    static inline void load_two(const Number *from, __m512 (&found)[2]) { found[0] = load(from), found[1] = load(from + LANES); }
+    static inline void store_two(Number *to, const __m512 (&values)[2]) { store(to, values[0]), store(to + LANES, values[1]); }
     template <int V> static inline void store(Number *to, const __m512 (&values)[V], bool past_caches) {
 #pragma GCC unroll 4
         for (int v = 0; v < V; v++)
@@ -79,6 +82,14 @@ struct BFloat16 {
     static inline void store(Number *to, __m512 value) {
         _mm256_storeu_si256((__m256i *)to, (__m256i)_mm512_cvtneps_pbh(value));
     }
+    static inline void load_two(const Number *from, __m512 (&found)[2]) {
+        const __m512i both = _mm512_loadu_si512(from);
+        found[0] = _mm512_castsi512_ps(_mm512_slli_epi32(both, 16));
+        found[1] = _mm512_castsi512_ps(_mm512_and_si512(both, _mm512_set1_epi32(int(0xffff0000))));
+    }
+    static inline void store_two(Number *to, const __m512 (&values)[2]) {
+        _mm512_storeu_si512(to, _mm512_permutexvar_epi16(pairs(LANES), (__m512i)_mm512_cvtne2ps_pbh(values[1], values[0])));
+    }
     template <int V> static inline void store(Number *to, const __m512 (&values)[V], bool past_caches) {
 #pragma GCC unroll 2
         for (int v = 0; v + 1 < V; v += 2) {
@@ -117,12 +128,18 @@ inline int word(const Word *from) {
 
 inline void ask(const void *at) { _mm_prefetch((const char *)at, _MM_HINT_T0); }
 
+// Lines of memory from anywhere that are asked for while something else is computed, one with every second word of its inner
+// dimension; or null.
+using Elsewhere = const char *const *;
+constexpr int64_t EVERY = 2;
+
 inline int64_t up_to(int64_t count, int64_t unit) { return (count + unit - 1) / unit * unit; }
 
 // found[ROWS][COLUMNS] = rows at `a` times the first V vectors of a panel and the first REST columns of one more, whose
-// others are zero: half a vector, or a quarter. One sum of these takes two rows. What lies at `next` is asked for meanwhile.
-template <class Type, int V, int REST>
-inline void tile(const Word *a, int64_t stride, const Word *panel, int64_t words, float *found, const char *next) {
+// others are zero: half a vector, or a quarter. One sum of these takes two rows. What lies at `next` is asked for meanwhile,
+// and what lies elsewhere.
+template <class Type, bool ALSO, int V, int REST>
+inline void tile(const Word *a, int64_t stride, const Word *panel, int64_t words, float *found, const char *next, Elsewhere also) {
     constexpr int HALF = ROWS / 2;
     __m512 sum[ROWS][V + 1];
     __m512 halves[HALF];
@@ -146,6 +163,7 @@ inline void tile(const Word *a, int64_t stride, const Word *panel, int64_t words
         if (REST == 4) quarter = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)(column + V * LANES)));
         // Not into the shared cache, where it would take the place of what other experts' rows are read from.
         _mm_prefetch(next + k * ROWS * sizeof(Word), _MM_HINT_NTA);
+        if (ALSO) ask(also[k / EVERY]);
 #pragma GCC unroll 4
         for (int r = 0; r < HALF; r++) {
             const __m512i one = _mm512_set1_epi32(word(low + r * stride + k)), other = _mm512_set1_epi32(word(high + r * stride + k));
@@ -168,20 +186,23 @@ inline void tile(const Word *a, int64_t stride, const Word *panel, int64_t words
     }
 }
 
+// For each number of quarters of a vector; three are computed as four.
+template <class Type> using Tile = decltype(&tile<Type, false, 3, 0>);
+template <class Type, bool ALSO> constexpr Tile<Type> TILES[] = {
+    tile<Type, ALSO, 0, 4>, tile<Type, ALSO, 0, 8>, tile<Type, ALSO, 1, 0>, tile<Type, ALSO, 1, 0>, tile<Type, ALSO, 1, 4>, tile<Type, ALSO, 1, 8>,
+    tile<Type, ALSO, 2, 0>, tile<Type, ALSO, 2, 0>, tile<Type, ALSO, 2, 4>, tile<Type, ALSO, 2, 8>, tile<Type, ALSO, 3, 0>, tile<Type, ALSO, 3, 0>};
+template <class Type> const Tile<Type> *tiles_of(Elsewhere also) { return also ? TILES<Type, true> : TILES<Type, false>; }
+
 // found = STRIP rows at `a` times the first `columns` columns of a panel, and zeros up to the next whole vector. The rows
 // that are needed next begin at `next`.
 template <class Type>
-void strip(const typename Type::Number *a, int64_t stride, const Word *panel, int64_t words, int64_t columns, float *found, const typename Type::Number *next) {
-    // For each number of quarters; three are computed as four.
-    constexpr decltype(&tile<Type, 3, 0>) TILES[] = {
-        tile<Type, 0, 4>, tile<Type, 0, 8>, tile<Type, 1, 0>, tile<Type, 1, 0>, tile<Type, 1, 4>, tile<Type, 1, 8>,
-        tile<Type, 2, 0>, tile<Type, 2, 0>, tile<Type, 2, 4>, tile<Type, 2, 8>, tile<Type, 3, 0>, tile<Type, 3, 0>};
-    const auto fitting = TILES[(std::min<int64_t>(columns, COLUMNS) + LANES / 4 - 1) / (LANES / 4) - 1];
+void strip(const typename Type::Number *a, int64_t stride, const Word *panel, int64_t words, int64_t columns, float *found, const typename Type::Number *next, Elsewhere also) {
+    const auto fitting = tiles_of<Type>(also)[(std::min<int64_t>(columns, COLUMNS) + LANES / 4 - 1) / (LANES / 4) - 1];
     for (int half = 0; half < STRIP; half += ROWS) {
         const Word *rows = (const Word *)(a + half * stride);
         const int64_t step = stride / Type::PER_WORD;
         const auto *ahead = STRIP * words * sizeof(Word) <= NEAR ? next + half * stride : half ? next : a + ROWS * stride;
-        fitting(rows, step, panel, words, found + half * COLUMNS, (const char *)ahead);
+        fitting(rows, step, panel, words, found + half * COLUMNS, (const char *)ahead, also && half ? also + words / EVERY : also);
     }
 }
 

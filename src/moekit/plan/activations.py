@@ -13,8 +13,8 @@ from moekit.plan.blueprint import Attention, Blueprint, Mixture
 LANES = 16
 """Compiled logits are for widths and numbers of experts that are multiples of it."""
 
-GROUP = 64 << 20
-"""Bytes of experts' rows at most after which that block adds them up."""
+GROUP = 32 << 20
+"""Bytes of experts' rows at most after which that block adds them up, while it computes as many others."""
 
 CHUNK = 512
 """Rows of logits that the loss forms at a time."""
@@ -121,8 +121,8 @@ def loss_peak(blueprint: Blueprint, batch: Batch) -> int:
 def backward_peak(blueprint: Blueprint, batch: Batch) -> int:
     """Bytes that the backward of the largest block holds for a moment, without the gradients of weights.
 
-    Three gradients of the residual stream's size, with the experts' (products of gate and up, the rows of a group of
-    experts, the sum of groups), a dense block's, or attention's (of queries, keys, values, heads and what they came
+    Three gradients of the residual stream's size, with the experts' (products of gate and up, the rows of two groups
+    of experts, the sum of groups), a dense block's, or attention's (of queries, keys, values, heads and what they came
     from).
     """
     d, b = blueprint.width, batch.width
@@ -135,10 +135,12 @@ def backward_peak(blueprint: Blueprint, batch: Batch) -> int:
 
 def _experts_backward(mixture: Mixture, width: int, batch: Batch) -> int:
     rows = mixture.top_k * batch.tokens * width * batch.width
-    groups = max(math.ceil(rows / GROUP), 1)
+    # The last group is half as large as the others, and two of them are there at a time.
+    groups = 1 if rows <= GROUP else math.ceil(rows / GROUP + 0.5)
+    room = min(rows, math.ceil(2 * rows / (groups - 0.5)))
     sums = batch.tokens * width * 4 if groups > 1 else 0
     inners = mixture.top_k * batch.tokens * inner(mixture.expert, width) * batch.width
-    return inners + rows // groups + sums
+    return inners + room + sums
 
 
 def working_set(blueprint: Blueprint, tokens: int, width: int) -> int:
