@@ -8,10 +8,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from moekit.kernels import experts
 from moekit.kernels.library import library
-from moekit.moe.compiled_block import CompiledBlock, rows_of
+from moekit.moe.compiled_block import CompiledBlock, compiled_block, rows_of
 from moekit.moe.dispatch import Dispatch, dispatch, everything
 from moekit.moe.expert_block import ExpertBlock
 from moekit.moe.routing import Routing
@@ -180,6 +181,30 @@ def test_a_second_backward_pass_gives_the_same() -> None:
     y = case.compiled()
     first, second = case.gradients(y, retain_graph=True), case.gradients(y)
     assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
+
+
+class Taken(TorchDispatchMode):
+    """Counts the bytes of new tensors."""
+
+    total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        if "empty" in str(func) or "zeros" in str(func):
+            self.total += found.nbytes
+        return found
+
+
+def test_without_gradients_nothing_is_kept_for_them() -> None:
+    case = Case(7, torch.bfloat16, (300, 8, 2, 32, 128), skew=0.0)
+    leaves, plan = case.leaves(), dispatch(case.routing, 1)
+    assert all(leaf.requires_grad for leaf in leaves)
+    with Taken() as trained:
+        wanted = compiled_block(*leaves, plan)
+    with torch.no_grad(), Taken() as used:
+        found = compiled_block(*leaves, plan)
+    assert torch.equal(found, wanted.detach())
+    assert trained.total - used.total >= plan.n_rows * 2 * 128 * 2
 
 
 def test_padding_of_a_plan_adds_nothing() -> None:

@@ -55,8 +55,6 @@ MANY_WORDS = {
 RUNS = {"latent": LATENT, "grouped": GROUPED, "many words": MANY_WORDS}
 GIVES_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 """glibc then returns every freed block of a process that does not train."""
-LIBRARY = 50_000_000
-"""What torch holds for long prompts beyond what it held for short ones: 30 to 65 MB."""
 
 pytestmark = [
     pytest.mark.slow,
@@ -100,4 +98,4 @@ def test_generation_takes_what_is_planned(name: str) -> None:
     run, form = update(RunConfig(), {"model": model}), FORMATS[str(compute_dtype("auto", "cpu")).removeprefix("torch.")]
     section = memory(shape_of(run), parse_precision(form.name), form, 1028, 4)
     measured = peak({"run": {"model": model}, "prompt": [4, 1024]}, GIVES_BACK)
-    assert section.value("total") - section.value("library") + LIBRARY == pytest.approx(measured, rel=0.1)
+    assert section.value("total") - section.value("library") == pytest.approx(measured, rel=0.05)

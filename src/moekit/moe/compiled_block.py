@@ -15,6 +15,20 @@ def rows_of(x: Float[Tensor, "T D"], weights: Float[Tensor, "T K"], plan: Dispat
     return experts.Rows(plan.bounds, plan.tokens, plan.rows, weights.float().contiguous(), groups)
 
 
+def compiled_block(
+    x: Float[Tensor, "T D"],
+    weights: Float[Tensor, "T K"],
+    gate_up: Float[Tensor, "E twoI D"],
+    down: Float[Tensor, "E D I"],
+    plan: Dispatch,
+) -> Float[Tensor, "T D"]:
+    """The weighted sum, for each token, of the experts of its rows. Call only where `kernels.experts.computes`."""
+    if torch.is_grad_enabled():
+        return CompiledBlock.apply(x, weights, gate_up, down, plan)
+    # Inside a function with gradients nothing tells that there are to be none, and it would keep what they need.
+    return experts.forward(x, rows_of(x, weights, plan), gate_up, down, keep=False)[0]
+
+
 class CompiledBlock(torch.autograd.Function):
     """As `ExpertBlock` without dropout and rounding; the rows' weights are not rounded to the type of the tokens.
 

@@ -14,7 +14,7 @@ from moekit.kernels.few_rows import Expert
 from moekit.kernels.linear import listened, place_in_file, place_of, reads_once
 from moekit.kernels.mixture import Where
 from moekit.kernels.packed import Matrix, Quantisable
-from moekit.moe.compiled_block import CompiledBlock, rows_of
+from moekit.moe.compiled_block import compiled_block, rows_of
 from moekit.moe.dispatch import Dispatch, dispatch
 from moekit.moe.expert_block import ExpertBlock, Kept, to_rows, without_stacks
 from moekit.moe.quantised import weighted_sum
@@ -77,7 +77,7 @@ class Experts(Quantisable, InHugePages):
         stored = None if torch.is_grad_enabled() else self.stored
         if self._compiled(x):
             if stored is None:
-                return CompiledBlock.apply(x, weights, self.gate_up, self.down, plan)
+                return compiled_block(x, weights, self.gate_up, self.down, plan)
             used = [stored(expert) if end > start else (None, None) for expert, (start, end) in _spans(plan)]
             return compiled.forward(x, rows_of(x, weights, plan), *zip(*used, strict=True), keep=False)[0]
         kept = self._draw(x, plan, generator) if self._drops() else None

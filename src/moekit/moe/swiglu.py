@@ -10,7 +10,7 @@ from moekit.kernels.linear import Linear, in_one_call, listened, reads_once
 from moekit.kernels.mixture import Size, block, room
 from moekit.kernels.token import run
 from moekit.moe import quantised
-from moekit.moe.compiled_block import CompiledBlock
+from moekit.moe.compiled_block import compiled_block
 from moekit.moe.dispatch import everything
 from moekit.tensors import Float, Tensor
 
@@ -37,7 +37,7 @@ class SwiGLU(nn.Module):
             tokens = x.reshape(-1, x.shape[-1])
             stacks = (self.gate_up.weight.unsqueeze(0), self.down.weight.unsqueeze(0))
             weights = torch.ones(len(tokens), 1)
-            return CompiledBlock.apply(tokens, weights, *stacks, everything(len(tokens))).view_as(x)
+            return compiled_block(tokens, weights, *stacks, everything(len(tokens))).view_as(x)
         gate, up = self.gate_up(x).chunk(2, dim=-1)
         return self.down(F.silu(gate) * up)
 
