@@ -1,5 +1,6 @@
 """The expert block in compiled code, with gradients."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,11 +19,14 @@ def rows_of(x: Float[Tensor, "T D"], weights: Float[Tensor, "T K"], plan: Dispat
 def compiled_block(
     x: Float[Tensor, "T D"],
     weights: Float[Tensor, "T K"],
-    gate_up: Float[Tensor, "E twoI D"],
-    down: Float[Tensor, "E D I"],
+    gate_up: Float[Tensor, "E twoI D"] | Sequence[Tensor | None],
+    down: Float[Tensor, "E D I"] | Sequence[Tensor | None],
     plan: Dispatch,
 ) -> Float[Tensor, "T D"]:
-    """The weighted sum, for each token, of the experts of its rows. Call only where `kernels.experts.computes`."""
+    """The weighted sum, for each token, of the experts of its rows. Call only where `kernels.experts.computes`.
+
+    Without gradients the matrices may be one for each expert: None where it has no rows.
+    """
     if torch.is_grad_enabled():
         return CompiledBlock.apply(x, weights, gate_up, down, plan)
     # Inside a function with gradients nothing tells that there are to be none, and it would keep what they need.

@@ -14,7 +14,7 @@ from moekit.kernels.few_rows import Expert
 from moekit.kernels.linear import listened, place_in_file, place_of, reads_once
 from moekit.kernels.mixture import Where
 from moekit.kernels.packed import Matrix, Quantisable
-from moekit.moe.compiled_block import compiled_block, rows_of
+from moekit.moe.compiled_block import compiled_block
 from moekit.moe.dispatch import Dispatch, dispatch
 from moekit.moe.expert_block import ExpertBlock, Kept, to_rows, without_stacks
 from moekit.moe.quantised import weighted_sum
@@ -79,7 +79,8 @@ class Experts(Quantisable, InHugePages):
             if stored is None:
                 return compiled_block(x, weights, self.gate_up, self.down, plan)
             used = [stored(expert) if end > start else (None, None) for expert, (start, end) in _spans(plan)]
-            return compiled.forward(x, rows_of(x, weights, plan), *zip(*used, strict=True), keep=False)[0]
+            gate_up, down = zip(*used, strict=True)
+            return compiled_block(x, weights, gate_up, down, plan)
         kept = self._draw(x, plan, generator) if self._drops() else None
         if stored is not None:
             return without_stacks(x, weights, plan, stored, self.round_inner, kept)
