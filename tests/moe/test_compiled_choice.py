@@ -114,7 +114,7 @@ def test_of_equal_experts_the_first_are_chosen() -> None:
 @given(
     seed=st.integers(0, 2**31 - 1),
     n_experts=st.integers(1, 600),
-    top_k=st.integers(1, 40),
+    top_k=st.integers(1, 80),
     levels=st.integers(1, 999),
     n_tokens=st.sampled_from([MOST, MOST + 9]),
 )

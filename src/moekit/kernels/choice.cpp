@@ -83,14 +83,14 @@ inline int count(__mmask16 found) { return __builtin_popcount(found); }
 template <int V> void count_better(const float *numbers, int64_t n, __m512i (&better)[V]) {
     const __m512i one = _mm512_set1_epi32(1);
     __m512 all[V];
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int v = 0; v < V; v++) all[v] = _mm512_loadu_ps(numbers + v * LANES), better[v] = _mm512_setzero_si512();
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int v = 0; v < V; v++)
         for (int64_t lane = 0; lane < std::min<int64_t>(LANES, n - v * LANES); lane++) {
             const __m512 own = _mm512_set1_ps(numbers[v * LANES + lane]);
             const __mmask16 later = __mmask16(0xfffe << lane);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
             for (int u = 0; u < V; u++) {
                 __mmask16 worse = u > v ? _mm512_cmp_ps_mask(all[u], own, _CMP_LE_OQ) : _mm512_cmp_ps_mask(all[u], own, _CMP_LT_OQ);
                 if (u == v) worse |= _mm512_mask_cmp_ps_mask(later, all[u], own, _CMP_EQ_OQ);
@@ -99,8 +99,12 @@ template <int V> void count_better(const float *numbers, int64_t n, __m512i (&be
         }
 }
 
-// A bound that `wanted` of n numbers reach, and few others: of the greatest of each of V * LANES lanes, the last that is wanted.
+// A bound that `wanted` of n numbers reach, and few others: of the greatest of each of at most V * LANES lanes, the last that
+// is wanted. The lanes are twice as many as wanted, or more.
 template <int V> __m512 reached(const float *numbers, int64_t n, int64_t wanted) {
+    if constexpr (V > 1) {
+        if (wanted <= V * LANES / 4) return reached<V / 2>(numbers, n, wanted);
+    }
     __m512 most[V], least = _mm512_set1_ps(INFINITY);
     __m512i better[V];
     float lane[V * LANES];
@@ -115,6 +119,9 @@ template <int V> __m512 reached(const float *numbers, int64_t n, int64_t wanted)
 
 // Puts n of V * LANES places where they belong among those of greater and smaller numbers.
 template <int V> void in_order(const float *numbers, const int32_t *where, int64_t n, int64_t *ordered) {
+    if constexpr (V > 1) {
+        if (n <= V * LANES / 2) return in_order<V / 2>(numbers, where, n, ordered);
+    }
     __m512i better[V];
     int32_t place[V * LANES];
     count_better<V>(numbers, n, better);
@@ -125,9 +132,10 @@ template <int V> void in_order(const float *numbers, const int32_t *where, int64
 // `greatest` in one pass: numbers that reach a bound are set apart, and the place of each among them is how many are better.
 // Returns whether they were few; else nothing is found.
 bool greatest_wide(const float *numbers, int64_t n, int64_t wanted, int64_t *places) {
-    constexpr int64_t MOST = 4 * LANES;
-    if (wanted > LANES) return false;
-    const __m512 bound = wanted > LANES / 2 ? reached<2>(numbers, n, wanted) : reached<1>(numbers, n, wanted);
+    constexpr int V = 8;
+    constexpr int64_t MOST = V * LANES;
+    if (wanted > MOST / 2) return false;
+    const __m512 bound = reached<V>(numbers, n, wanted);
     float apart[MOST + LANES];
     int32_t where[MOST + LANES];
     int64_t ordered[MOST], found = 0;
@@ -140,9 +148,7 @@ bool greatest_wide(const float *numbers, int64_t n, int64_t wanted, int64_t *pla
         _mm512_storeu_si512(where + found, _mm512_maskz_compress_epi32(reach, at));
         found += count(reach);
     }
-    if (found <= LANES) in_order<1>(apart, where, found, ordered);
-    else if (found <= 2 * LANES) in_order<2>(apart, where, found, ordered);
-    else in_order<4>(apart, where, found, ordered);
+    in_order<V>(apart, where, found, ordered);
     std::copy_n(ordered, wanted, places);
     return true;
 }
