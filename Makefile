@@ -5,7 +5,7 @@ BIN := .venv/bin
 
 .PHONY: demo test slow lint docs clean
 
-demo: .venv/ready ## train the tiny preset for about two minutes, let it write, report
+demo: .venv/ready ## train the tiny preset, let it write, report
 	$(BIN)/moekit train tiny --out runs/demo --resume
 	$(BIN)/moekit report runs/demo
 

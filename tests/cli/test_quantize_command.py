@@ -46,6 +46,15 @@ def test_it_says_bytes_and_losses_before_and_after(source: Path, moekit: Moekit)
     assert text["after"]["loss"] == after["loss"]
 
 
+def test_eval_says_in_which_windows_since_a_run_and_what_was_made_of_it_differ_there(
+    source: Path, quantised: Path, moekit: Moekit
+) -> None:
+    data = "--data", str(source / "validation" / "words.txt")
+    for folder in (source, quantised):
+        length = json.loads(moekit("eval", str(folder), *data, "--json").out)["sequence_length"]
+        assert f"in windows of {length} tokens" in " ".join(moekit("eval", str(folder), *data).out.split())
+
+
 def test_it_prints_parts_texts_and_what_was_kept(source: Path, moekit: Moekit) -> None:
     said = moekit("quantize", str(source), "other", "--bits", "4", "--group", "64", "--no-loss")
     assert said.status == 0, said.err

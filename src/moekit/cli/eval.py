@@ -92,7 +92,8 @@ def run(args: argparse.Namespace) -> int:
         shape = {"sequence_length": windows.length, "stride": windows.stride}
         print(json.dumps({"path": args.path, **shape, "data": [_as_json(row) for row in rows]}))
     else:
-        title = "bits per byte of text, with the model's 95 % interval; fewer is better"
+        what = f"bits per byte of text in windows of {windows.length} tokens"
+        title = f"{what}, with the model's 95 % interval; fewer is better"
         show_table(title, COLUMNS + FP8_COLUMNS * args.fp8, map(_as_cells, rows))
     return 0
 
