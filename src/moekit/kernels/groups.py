@@ -46,7 +46,9 @@ def quantise(weight: Float[Tensor, "*stack O I"], bits: int, group: int) -> Grou
     """Round each group to 2^bits equally spaced values from its least to its greatest.
 
     |w - restored| is at most half a step, (greatest - least) / (2^bits - 1) / 2, and what float16 adds: one part in
-    2048 of |least| and of the group's span. Raises ValueError where groups do not divide a row.
+    2048 of |least| and of the group's span, and 2^-25 (2^bits + 1), since it knows no finer numbers than 2^-24. Where
+    the least or the step exceed its 65504, what is restored is not finite. Raises ValueError where groups do not divide
+    a row.
     """
     if bits not in BITS or group not in GROUPS or weight.shape[-1] % group:
         raise ValueError(f"no groups of {group} numbers of {bits} bits in rows of {weight.shape[-1]}")
