@@ -152,3 +152,22 @@ def test_a_bench_that_is_told_to_end_clears_its_folder_away(tmp_path: Path) -> N
         process.communicate()
     assert process.returncode == 128 + signal.SIGTERM
     assert not list(tmp_path.glob("moekit-bench-*"))
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_it_ends_as_told_where_python_drops_the_exit() -> None:
+    class Told:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGTERM)
+
+    said: list[str] = []
+
+    def say(text: str) -> None:
+        said.append(text)
+        if text == "measuring layer-prefill":
+            Told()
+
+    with pytest.raises(SystemExit) as ended:
+        bench(["layer-prefill", "layer-decode"], (), quick=True, say=say)
+    assert ended.value.code == 128 + signal.SIGTERM
+    assert said[-1] == "measuring layer-prefill"

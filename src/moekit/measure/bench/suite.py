@@ -50,7 +50,7 @@ class Result(NamedTuple):
 
 def bench(works: Iterable[str], peers: Iterable[str], quick: bool, say: Callable[[str], None]) -> Result:
     """Measure `works` (see WORKS) beside `peers`, which must be installed. `quick` takes shapes that mean nothing."""
-    with _terminable(), tempfile.TemporaryDirectory(prefix="moekit-bench-") as folder:
+    with _terminable() as leave_if_told, tempfile.TemporaryDirectory(prefix="moekit-bench-") as folder:
         sizes, pace = (quick_sizes(), QUICK) if quick else (full_sizes(), FULL)
         setting = Setting(sizes, pace, frozenset(peers), Path(folder), say)
         say("measuring the machine's limits")
@@ -58,6 +58,7 @@ def bench(works: Iterable[str], peers: Iterable[str], quick: bool, say: Callable
         for name in works:
             say(f"measuring {name}")
             rows += measured(name, setting)
+            leave_if_told()
     return Result(host, tuple(rows))
 
 
@@ -73,10 +74,23 @@ def measured(name: str, setting: Setting) -> tuple[Row, ...]:
 
 
 @contextmanager
-def _terminable() -> Iterator[None]:
-    """A request to end is an exit like any other, so that folders and processes are cleared away."""
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+def _terminable() -> Iterator[Callable[[], None]]:
+    """A request to end is an exit like any other, so that folders and processes are cleared away.
+
+    Python drops an exit that begins while an object is finalised; who calls what is given leaves then.
+    """
+    told = list[int]()
+
+    def leave_if_told() -> None:
+        if told:
+            sys.exit(128 + told[0])
+
+    def leave(number: int, _frame: object) -> None:
+        told.append(number)
+        leave_if_told()
+
+    before = signal.signal(signal.SIGTERM, leave)
     try:
-        yield
+        yield leave_if_told
     finally:
         signal.signal(signal.SIGTERM, before)
