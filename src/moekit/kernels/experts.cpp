@@ -235,13 +235,10 @@ template <class Type> struct Block {
     // What an expert's tokens have in `x` or in the gradient.
     Rows<Number> rows_of_tokens(const Number *x, int64_t expert) const { return {x, e.width, e.tokens + e.bounds[expert]}; }
 
-    int64_t rows_of(int64_t from, int64_t to) const { return e.bounds[e.groups[to]] - e.bounds[e.groups[from]]; }  // of these groups
-
     // Where the rows of a group lie, in room for those of any two that follow each other: from its beginning on, or up to its end.
     Number *in_room(Number *room, int64_t g) const {
-        int64_t most = 0;
-        for (int64_t i = 0; i < e.n_groups; i++) most = std::max(most, rows_of(i, std::min(i + 2, e.n_groups)));
-        return g % 2 ? room + (most - rows_of(g, g + 1)) * e.width : room;
+        const int64_t rows = e.bounds[e.groups[g + 1]] - e.bounds[e.groups[g]];
+        return g % 2 ? room + (e.room_rows - rows) * e.width : room;
     }
 
     // each(chunk, rows) for all chunks of all groups, by all threads at once; rows are numbered from the first of all. Then the
@@ -319,7 +316,7 @@ WIDE_END
 
 extern "C" {
 
-// `room` is for the rows of any two groups that follow each other, `sums` for [n_tokens, width] where there are several groups.
+// `room` is for `room_rows` rows, `sums` for [n_tokens, width] where there are several groups.
 void moekit_experts_forward(const moekit_experts *e, const void *x, void *room, float *sums, void *out) {
     const int64_t widest = std::max(e->width, e->inner);
     if (e->bits == 16) Block<tiles::BFloat16>(*e, widest).forward((const uint16_t *)x, (uint16_t *)room, sums, (uint16_t *)out);

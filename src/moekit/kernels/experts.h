@@ -16,6 +16,7 @@ struct moekit_experts {
     const int64_t *groups;                     // experts groups[g] to groups[g + 1] are computed before the next ones
     void *const *hidden, *const *inners;       // room for each expert's gate and up, and for half as much; or null
     int64_t n_experts, n_groups, n_tokens, top_k, width, inner;
+    int64_t room_rows;                         // of any two groups that follow each other, at most
     int32_t bits, threads;
 };
 }

@@ -2,6 +2,7 @@
 
 import ctypes
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -115,8 +116,7 @@ class _Described:
         self.inner = (down if isinstance(down, Tensor) else next(m for m in down if m is not None)).shape[-1]
         self.bounds, self.groups = np.asarray(rows.bounds, np.int64), np.asarray(rows.groups, np.int64)
         self.sizes: list[int] = np.diff(self.bounds[self.groups]).tolist()
-        two = max(sum(self.sizes[g : g + 2]) for g in range(len(self.sizes)))
-        self.room = _in_large_pages(x.new_empty(two, width))
+        self.room = _in_large_pages(x.new_empty(max(map(sum, pairwise([0, *self.sizes]))), width))
         self.sums = _in_large_pages(rows.weights.new_empty(len(x), width)) if len(self.groups) > 2 else None
         self.kept: list[object] = []
         self.block = ExpertBlock(
@@ -126,6 +126,7 @@ class _Described:
             top_k=rows.places.shape[-1],
             width=width,
             inner=self.inner,
+            room_rows=len(self.room),
             bits=NUMBERS[x.dtype],
             threads=torch.get_num_threads(),
         )

@@ -23,7 +23,7 @@ SWITCH = "MOEKIT_NO_KERNELS"
 
 
 class ExpertBlock(ctypes.Structure):
-    """`moekit_experts` of experts.cpp."""
+    """`moekit_experts` of experts.h."""
 
     _fields_ = (
         *(
@@ -41,7 +41,7 @@ class ExpertBlock(ctypes.Structure):
                 "inners",
             )
         ),
-        *((name, c_int64) for name in ("n_experts", "n_groups", "n_tokens", "top_k", "width", "inner")),
+        *((name, c_int64) for name in ("n_experts", "n_groups", "n_tokens", "top_k", "width", "inner", "room_rows")),
         ("bits", c_int32),
         ("threads", c_int32),
     )
