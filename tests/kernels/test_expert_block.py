@@ -79,7 +79,7 @@ def cases(draw: st.DrawFn) -> Case:
         n_experts,
         draw(st.integers(1, n_experts)),
         draw(st.sampled_from([16, 32, 80, 144])),
-        draw(st.sampled_from([16, 48, 64])),
+        draw(st.sampled_from([16, 32, 48, 64, 96])),
     )
     dtype = draw(st.sampled_from([torch.float32, torch.bfloat16]))
     skew, begin = draw(st.sampled_from([0.0, 0.3, 2.0])), draw(st.sampled_from([0, 1, 4, 16, 32]))

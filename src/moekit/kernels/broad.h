@@ -14,7 +14,10 @@ namespace tiles {
 
 constexpr int BROAD = 4 * LANES;  // columns of a broad panel: whole cache lines of any type
 constexpr int BROAD_ROWS = 6;     // rows of its tiles: 24 sums, 4 columns and one factor
+constexpr int TALL_ROWS = 12;     // and of those with half as many columns, or fewer: products need as many sums to follow each other
 constexpr int64_t PAIR = 2 * LINE;
+
+inline int64_t rows_of_tiles(int64_t columns) { return columns > BROAD / 2 ? BROAD_ROWS : TALL_ROWS; }
 
 // The first factor of a broad product: rows that lie `stride` words apart, one after the other or those that `which` names,
 struct Left {
@@ -101,12 +104,12 @@ template <class Number> struct NextPanel {
     int64_t apart, in_row, count, of_a_turn;
     uint32_t rate;
 
-    // During a product of n rows with `words` of the inner dimension.
-    NextPanel(const Number *panel, int64_t stride, int64_t rows, int64_t n, int64_t words) : pair((const char *)up_to((uintptr_t)panel, PAIR)) {
+    // During a product in so many strips with `words` of the inner dimension.
+    NextPanel(const Number *panel, int64_t stride, int64_t rows, int64_t strips, int64_t words) : pair((const char *)up_to((uintptr_t)panel, PAIR)) {
         // Where each row begins elsewhere in a pair, one line comes after the other, and with it what is next in its row.
         const bool all = stride % PAIR;
         apart = all ? LINE : stride, in_row = all ? 1 : OF_A_ROW, count = all ? rows * stride / LINE : rows;
-        const int64_t turns = std::max<int64_t>(1, (n + BROAD_ROWS - 1) / BROAD_ROWS / in_row);
+        const int64_t turns = std::max<int64_t>(1, strips / in_row);
         of_a_turn = (count + turns - 1) / turns;
         rate = uint32_t(std::min<int64_t>(UINT32_MAX, (of_a_turn << 32) / words));
     }
@@ -145,7 +148,7 @@ inline void take_words(const typename Type::Number *row, int64_t stride, __m512i
 template <class Type, class Out, class First, bool PACKS, bool ALSO, int R, int V>
 void broad_tile(const First &a, const Panel<typename Type::Number> &panel, int64_t words, const Target<typename Out::Number> &to, const Asked &asked, Elsewhere also) {
     __m512 sum[R][V];
-#pragma GCC unroll 6
+#pragma GCC unroll 12
     for (int r = 0; r < R; r++)
 #pragma GCC unroll 4
         for (int v = 0; v < V; v++) sum[r][v] = _mm512_setzero_ps();
@@ -162,14 +165,14 @@ void broad_tile(const First &a, const Panel<typename Type::Number> &panel, int64
             else b[v] = _mm512_loadu_si512(column + v * LANES);
         if (std::is_same_v<First, Left>) next.go_on();
         if (ALSO) ask(also[k / EVERY]);
-#pragma GCC unroll 6
+#pragma GCC unroll 12
         for (int r = 0; r < R; r++) {
             const __m512i own = _mm512_set1_epi32(factor.take(r));
 #pragma GCC unroll 4
             for (int v = 0; v < V; v++) sum[r][v] = Type::multiply_add(sum[r][v], own, b[v]);
         }
     }
-#pragma GCC unroll 6
+#pragma GCC unroll 12
     for (int r = 0; r < R; r++) Out::template store<V>(to.at + r * to.stride, sum[r], to.past_caches);
 }
 
@@ -177,13 +180,13 @@ template <class Type, class Out, class First> using BroadTile = decltype(&broad_
 
 template <class Type, class Out, class First, bool PACKS, bool ALSO, int... N>
 constexpr std::array<BroadTile<Type, Out, First>, sizeof...(N)> broad_tiles(std::integer_sequence<int, N...>) {
-    return {broad_tile<Type, Out, First, PACKS, ALSO, N / 4 + 1, N % 4 + 1>...};
+    return {broad_tile<Type, Out, First, PACKS, ALSO, std::min(N / 4 + 1, N % 4 < 2 ? TALL_ROWS : BROAD_ROWS), N % 4 + 1>...};
 }
 
-// to[n][..] = n rows of `a`, BROAD_ROWS at most, times the first `columns` columns of a broad panel.
+// to[n][..] = n rows of `a`, as many as `rows_of_tiles` at most, times the first `columns` columns of a broad panel.
 template <class Type, class Out, class First>
 void broad(const First &a, int64_t n, const Panel<typename Type::Number> &panel, int64_t words, int64_t columns, const Target<typename Out::Number> &to, const Asked &asked, Elsewhere also) {
-    constexpr auto ALL = std::make_integer_sequence<int, 4 * BROAD_ROWS>();
+    constexpr auto ALL = std::make_integer_sequence<int, 4 * TALL_ROWS>();
     constexpr bool PACKS = std::is_same_v<First, Left>;
     static constexpr decltype(broad_tiles<Type, Out, First, false, false>(ALL)) TILES[] = {
         broad_tiles<Type, Out, First, false, false>(ALL), broad_tiles<Type, Out, First, false, true>(ALL), broad_tiles<Type, Out, First, PACKS, false>(ALL), broad_tiles<Type, Out, First, PACKS, true>(ALL)};
@@ -191,9 +194,11 @@ void broad(const First &a, int64_t n, const Panel<typename Type::Number> &panel,
     TILES[2 * (panel.from != nullptr) + (also != nullptr)][which](a, panel, words, to, asked, also);
 }
 
-// each(s, begin, n) for strip s of `rows` rows: n of them, BROAD_ROWS at most and in all strips nearly alike.
-template <class Each> void in_strips(int64_t rows, Each each) {
-    const int64_t strips = (rows + BROAD_ROWS - 1) / BROAD_ROWS;
+inline int64_t strips_of(int64_t rows, int64_t columns) { return (rows + rows_of_tiles(columns) - 1) / rows_of_tiles(columns); }
+
+// each(s, begin, n) for strip s of `rows` rows that meet `columns` columns: n of them, nearly alike in all strips.
+template <class Each> void in_strips(int64_t rows, int64_t columns, Each each) {
+    const int64_t strips = strips_of(rows, columns);
     for (int64_t s = 0; s < strips; s++) each(s, s * rows / strips, (s + 1) * rows / strips - s * rows / strips);
 }
 

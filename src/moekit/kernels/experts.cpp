@@ -173,12 +173,12 @@ template <class Type> struct Block {
         Word *panel = one.take<Word>(4 * BROAD * words(std::max(width, 2 * inner)));
         std::fill_n(row_slopes + begin, c.n, 0.0f);
         Number *hidden = (Number *)e.hidden[c.expert] + 2 * c.begin * inner, *inners = (Number *)e.inners[c.expert] + c.begin * inner;
-        alignas(LINE) float found[BROAD_ROWS * BROAD];
+        alignas(LINE) float found[TALL_ROWS * BROAD];
         for (int64_t i = 0; i < inner; i += BROAD) {
             const int64_t columns = std::min<int64_t>(BROAD, inner - i);
             const bool last = i + BROAD >= inner;
-            const NextPanel<Number> next(last ? gate_up(c.expert) : down(c.expert) + i + BROAD, sizeof(Number) * (last ? width : inner), last ? 2 * inner : width, c.n, words(width));
-            in_strips(c.n, [&](int64_t s, int64_t r, int64_t n) {
+            const NextPanel<Number> next(last ? gate_up(c.expert) : down(c.expert) + i + BROAD, sizeof(Number) * (last ? width : inner), last ? 2 * inner : width, strips_of(c.n, columns), words(width));
+            in_strips(c.n, columns, [&](int64_t s, int64_t r, int64_t n) {
                 for (int64_t after = r + n; i == 0 && after < std::min(r + 2 * n, c.n); after++) ask_for(grad + tokens[after] * width, width);
                 for (int64_t half = 2 * r; half < 2 * (r + n); half++) ask_for(hidden + half * inner + i, columns);
                 broad<Type, Float32>(Left{(const Word *)grad, words(width), tokens + r}, n, {panel, s ? nullptr : down(c.expert) + i, inner}, words(width), columns, {found, BROAD, false}, next.of_strip(s), meanwhile.lines());
@@ -190,8 +190,8 @@ template <class Type> struct Block {
         for (int64_t d = 0; d < width; d += BROAD) {
             const int64_t columns = std::min<int64_t>(BROAD, width - d);
             const bool last = d + BROAD >= width;
-            const NextPanel<Number> next(last ? down(c.following) : gate_up(c.expert) + d + BROAD, sizeof(Number) * (last ? inner : width), last ? width : 2 * inner, c.n, 2 * words(inner));
-            in_strips(c.n, [&](int64_t s, int64_t r, int64_t n) {
+            const NextPanel<Number> next(last ? down(c.following) : gate_up(c.expert) + d + BROAD, sizeof(Number) * (last ? inner : width), last ? width : 2 * inner, strips_of(c.n, columns), 2 * words(inner));
+            in_strips(c.n, columns, [&](int64_t s, int64_t r, int64_t n) {
                 Number *to = rows + (begin + r) * width + d;
                 broad<Type, Type>(rows_from(hidden + 2 * r * inner, 2 * inner), n, {panel, s ? nullptr : gate_up(c.expert) + d, width}, 2 * words(inner), columns, {to, width, past_caches}, next.of_strip(s), meanwhile.lines());
                 meanwhile.after(2 * words(inner));
@@ -214,7 +214,7 @@ template <class Type> struct Block {
                 const int64_t n_left = std::min<int64_t>(BROAD, from + n - l);
                 pack_columns<Type>(left, rows, l, n_left, own);
                 for (int64_t p = 0; p < size; p += BROAD)
-                    in_strips(n_left, [&](int64_t, int64_t r, int64_t n_rows) {
+                    in_strips(n_left, size - p, [&](int64_t, int64_t r, int64_t n_rows) {
                         Number *at = to + (l + r) * columns + begin + p;
                         broad<Type, Type>(Columns{own + r}, n_rows, {panels + p * inner}, inner, size - p, {at, columns, past_caches}, {}, meanwhile.lines());
                         meanwhile.after(inner);

@@ -68,7 +68,7 @@ void of_rows(const Number *matrix, const Number *grad, int64_t n, int64_t width,
 #pragma omp for schedule(dynamic, 1) nowait
     for (int64_t task = 0; task < blocks * parts; task++) {
         const int64_t begin = task % blocks * ROWS_AT_ONCE, d = task / blocks * BROAD, columns = std::min<int64_t>(BROAD, width - d);
-        in_strips(std::min(ROWS_AT_ONCE, n - begin), [&](int64_t s, int64_t r, int64_t rows) {
+        in_strips(std::min(ROWS_AT_ONCE, n - begin), columns, [&](int64_t s, int64_t r, int64_t rows) {
             const Number *own = grad + (begin + r) * out;
             broad<Type, Type>(Left{(const Word *)own, words, nullptr}, rows, {panel.data(), s ? nullptr : matrix + d, width}, words, columns, {to + (begin + r) * width + d, width, false}, {(const char *)(own + rows * out), LINE, UINT32_MAX}, nullptr);
         });
@@ -90,7 +90,7 @@ void of_matrix_part(const Number *x, const Number *grad, int64_t n, int64_t widt
             const int64_t n_left = std::min<int64_t>(BROAD, n_rows - l);
             pack_columns<Type>({grad + begin * out, out, nullptr}, rows, from + l, n_left, own.data());
             for (int64_t p = 0; p < columns; p += BROAD)
-                in_strips(n_left, [&](int64_t, int64_t r, int64_t n_strip) {
+                in_strips(n_left, columns - p, [&](int64_t, int64_t r, int64_t n_strip) {
                     float *at = sums.data() + (l + r) * COLUMNS_AT_ONCE + p;
                     broad<Type, Added>(Columns{own.data() + r}, n_strip, {panels.data() + p * words}, words, columns - p, {at, COLUMNS_AT_ONCE, false}, {}, nullptr);
                 });
