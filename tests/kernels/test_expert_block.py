@@ -133,7 +133,7 @@ def test_the_result_does_not_depend_on_the_number_of_threads(case: Case, threads
 @given(case=cases(), group_bytes=st.sampled_from([1, 1000, 9000]))
 def test_groups_of_experts_add_up_to_the_whole(case: Case, group_bytes: int) -> None:
     x, weights, gate_up, down = (leaf.detach() for leaf in case.leaves())
-    rows = rows_of(x, weights, dispatch(case.routing, 1))
+    rows = rows_of(x, weights, down.shape[-1], dispatch(case.routing, 1))._replace(scatters=False)
     grouped = rows._replace(groups=experts.expert_groups(rows.bounds, 2 * x.shape[-1], group_bytes))
     whole, parts = (experts.forward(x, each, gate_up, down, keep=True) for each in (rows, grouped))
     assert relative_error(parts[0], whole[0].float()) <= ROUNDING[x.dtype]
@@ -143,13 +143,55 @@ def test_groups_of_experts_add_up_to_the_whole(case: Case, group_bytes: int) -> 
         assert relative_error(mine, theirs.float()) <= ROUNDING[x.dtype]
 
 
+@given(case=cases(), keep=st.booleans())
+def test_rows_added_up_as_they_are_computed_add_up_to_the_whole(case: Case, keep: bool) -> None:
+    x, weights, gate_up, down = (leaf.detach() for leaf in case.leaves())
+    rows = rows_of(x, weights, down.shape[-1], dispatch(case.routing, 1))
+    whole, added = (
+        experts.forward(x, rows._replace(scatters=each), gate_up, down, keep=keep) for each in (False, True)
+    )
+    assert relative_error(added[0], whole[0].float()) <= ROUNDING[x.dtype]
+    if whole[1] is None or added[1] is None:
+        return
+    assert torch.equal(added[1].weights, whole[1].weights)
+    found = experts.backward(x, rows._replace(scatters=True), gate_up, down, added[1], case.direction)
+    wanted = experts.backward(x, rows._replace(scatters=False), gate_up, down, whole[1], case.direction)
+    for mine, theirs in zip(found, wanted, strict=True):
+        assert relative_error(mine, theirs.float()) <= ROUNDING[x.dtype]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("threads", [1, 3, 40])
+def test_narrow_experts_with_many_rows(dtype: torch.dtype, threads: int) -> None:
+    """More tokens than a block of sums, more columns than a slice, and threads that share blocks of few tokens."""
+    case, before = Case(7, dtype, (9000, 6, 3, 208, 16), skew=0.3), torch.get_num_threads()
+    assert rows_of(case.x, case.weights, 16, dispatch(case.routing, 1)).scatters
+    y = case.compiled()
+    try:
+        torch.set_num_threads(threads)
+        assert torch.equal(case.compiled(), y)
+        check(case)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_token_may_come_to_an_expert_twice() -> None:
+    case = Case(8, torch.float32, (50, 3, 2, 48, 16))
+    experts_twice = torch.zeros_like(case.routing.experts)
+    plan = dispatch(case.routing._replace(experts=experts_twice), 1)
+    x, weights, gate_up, down = (leaf.detach() for leaf in case.leaves())
+    rows = rows_of(x, weights, 16, plan)
+    whole, added = (experts.forward(x, rows._replace(scatters=s), gate_up, down, keep=False)[0] for s in (False, True))
+    assert relative_error(added, whole) <= ROUNDING[x.dtype]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("width", [48, 64])
 @pytest.mark.parametrize("threads", [1, 3])
 def test_what_is_added_up_during_products_is_all(dtype: torch.dtype, width: int, threads: int) -> None:
     case, before = Case(6, dtype, (2000, 40, 6, width, 32), skew=0.0), torch.get_num_threads()
     x, weights, gate_up, down = (leaf.detach() for leaf in case.leaves())
-    rows = rows_of(x, weights, dispatch(case.routing, 1))
+    rows = rows_of(x, weights, down.shape[-1], dispatch(case.routing, 1))._replace(scatters=False)
     grouped = rows._replace(groups=experts.expert_groups(rows.bounds, 1, rows.bounds[-1] // 5))
     assert len(grouped.groups) > 5
     try:

@@ -144,8 +144,8 @@ def _keep_routing(routing: Routing, keep: Any) -> None:
 
 
 def test_the_plan_knows_the_sizes_that_the_code_works_with() -> None:
-    planned = (activations.LANES, activations.GROUP, activations.CHUNK)
-    assert planned == (experts.LANES, experts.GROUP, cross_entropy.CHUNK)
+    planned = (activations.LANES, activations.GROUP, activations.NARROW, activations.MANY, activations.CHUNK)
+    assert planned == (experts.LANES, experts.GROUP, experts.NARROW, experts.MANY, cross_entropy.CHUNK)
 
 
 def test_muon_moves_the_matrices_that_the_plan_says() -> None:

@@ -52,14 +52,6 @@ template <int R> struct FactorsOfColumns {
 template <int R> Factors<R> factors(const Left &a) { return Factors<R>(a); }
 template <int R> FactorsOfColumns<R> factors(const Columns &a) { return FactorsOfColumns<R>(a); }
 
-// Rows of numbers: those that `which` names, or one after the other.
-template <class Number> struct Rows {
-    const Number *at;
-    int64_t stride;
-    const int64_t *which;
-    const Number *row(int64_t i) const { return at + (which ? which[i] : i) * stride; }
-};
-
 // Broad panels of `width` columns, beginning at column `from`, of n rows, which run along the inner dimension.
 template <class Type>
 void pack_columns(const Rows<typename Type::Number> &x, int64_t n, int64_t from, int64_t width, Word *panels) {

@@ -1,13 +1,15 @@
 // The expert block of a mixture of experts, forward and backward, for many tokens: y[t] = sum over its experts of
 // w down (silu(gate x[t]) * up x[t]). What comes between the products is done while a tile is in the cache. Forward,
 // matrices are read where they lie and tokens are packed as columns; backward, tokens are rows, and what runs along the
-// other dimension is packed: so no matrix is ever transposed. Hidden values are kept as rows of [gate, up], one a token.
+// other dimension is packed: so no matrix is ever transposed, but those of narrow experts with many rows, which are rows forward
+// too. Hidden values are kept as rows of [gate, up], one a token.
 
 #include <omp.h>
 #include <vector>
 
 #include "broad.h"
 #include "combine.h"
+#include "scatter.h"
 
 WIDE_BEGIN
 
@@ -109,7 +111,7 @@ template <class Type> struct Block {
         const int64_t width = words(e.width), inner = words(e.inner), begin = e.bounds[c.expert] + c.begin;
         Word *in = one.take<Word>(packed(e.width, c.n)), *between = two.take<Word>(packed(e.inner, c.n));
         Number *kept = e.hidden ? (Number *)e.hidden[c.expert] + 2 * c.begin * e.inner : nullptr;
-        in_panels(c.n, [&](int64_t p, int64_t first, int64_t n) { pack_rows(x, e.width, e.tokens + begin + first, n, e.bounds[e.n_experts] - begin - first, width, in + p * width * COLUMNS); });
+        in_panels(c.n, [&](int64_t p, int64_t first, int64_t n) { pack_rows<COLUMNS, Number>({x, e.width, e.tokens + begin + first}, n, e.bounds[e.n_experts] - begin - first, width, in + p * width * COLUMNS); });
         alignas(LINE) Found gate, up;
         for (int64_t i = 0; i < e.inner; i += STRIP)
             in_panels(c.n, [&](int64_t p, int64_t first, int64_t n) {
@@ -144,6 +146,30 @@ template <class Type> struct Block {
         _mm_sfence();
     }
 
+    // Gate and up of rows, and their weighted silu(gate) * up, for rows that are added up as they are computed. Tokens are rows:
+    // where an expert has many of these, turning its matrix is less than turning them. A panel takes as much of gate as of up.
+    void hidden_chunk(const Chunk &c, const Number *x, Scratch &one) const {
+        const int64_t begin = e.bounds[c.expert] + c.begin, inner = e.inner, width = e.width, *tokens = e.tokens + begin;
+        Word *panel = one.take<Word>(4 * BROAD * words(width));
+        Number *kept = e.hidden ? (Number *)e.hidden[c.expert] + 2 * c.begin * inner : nullptr, *inners = (Number *)e.inners[c.expert] + c.begin * inner;
+        alignas(LINE) float found[TALL_ROWS * BROAD];
+        for (int64_t i = 0; i < inner; i += BROAD / 2) {
+            const int64_t n_gate = std::min<int64_t>(BROAD / 2, inner - i);
+            for (int64_t up : {0, 1}) pack_rows<BROAD, Number>({gate_up(c.expert) + (up * inner + i) * width, width, nullptr}, n_gate, n_gate, words(width), panel + up * n_gate);
+            in_strips(c.n, 2 * n_gate, [&](int64_t, int64_t r, int64_t n) {
+                for (int64_t after = r + n; after < std::min(r + 2 * n, c.n); after++) ask_for(x + tokens[after] * width, width);
+                broad<Type, Float32>(Left{(const Word *)x, words(width), tokens + r}, n, {panel}, words(width), 2 * n_gate, {found, BROAD, false}, {(const char *)panel, 0}, nullptr);
+                for (int64_t row = r; row < r + n; row++)
+                    for (int64_t j = 0; j < n_gate; j += LANES) {
+                        const float *at = found + (row - r) * BROAD + j;
+                        const __m512 g = _mm512_load_ps(at), u = _mm512_load_ps(at + n_gate), weight = _mm512_set1_ps(e.row_weights[begin + row]);
+                        Type::store(inners + row * inner + i + j, _mm512_mul_ps(_mm512_mul_ps(_mm512_mul_ps(g, sigmoid(g)), u), weight));
+                        if (kept) Type::store(kept + 2 * row * inner + i + j, g), Type::store(kept + (2 * row + 1) * inner + i + j, u);
+                    }
+            });
+        }
+    }
+
     // The gradients of gate and up from `raw`, that of silu(gate) * up without the row's weight, in their place, for
     // `columns` numbers of n rows from `begin` on; inner becomes the weighted silu(gate) * up.
     void slopes(const float *raw, int64_t begin, int64_t n, int64_t columns, Number *gate, Number *inner, float *row_slopes) const {
@@ -166,9 +192,9 @@ template <class Type> struct Block {
         }
     }
 
-    // From the gradient of the tokens: of the rows' weights, of gate and up (in their place), of the rows of x; inners
-    // become the weighted silu(gate) * up.
-    void backward_chunk(const Chunk &c, const Number *grad, Number *rows, float *row_slopes, Scratch &one, Combine<Type> &meanwhile) const {
+    // From the gradient of the tokens: of the rows' weights, of gate and up (in their place); inners become the weighted
+    // silu(gate) * up. What is packed next are `n_then` rows of a matrix of so many columns, from `then` on.
+    void slopes_chunk(const Chunk &c, const Number *grad, float *row_slopes, const Number *then, int64_t columns_then, int64_t n_then, Scratch &one, Combine<Type> &meanwhile) const {
         const int64_t begin = e.bounds[c.expert] + c.begin, inner = e.inner, width = e.width, *tokens = e.tokens + begin;
         Word *panel = one.take<Word>(4 * BROAD * words(std::max(width, 2 * inner)));
         std::fill_n(row_slopes + begin, c.n, 0.0f);
@@ -177,7 +203,7 @@ template <class Type> struct Block {
         for (int64_t i = 0; i < inner; i += BROAD) {
             const int64_t columns = std::min<int64_t>(BROAD, inner - i);
             const bool last = i + BROAD >= inner;
-            const NextPanel<Number> next(last ? gate_up(c.expert) : down(c.expert) + i + BROAD, sizeof(Number) * (last ? width : inner), last ? 2 * inner : width, strips_of(c.n, columns), words(width));
+            const NextPanel<Number> next(last ? then : down(c.expert) + i + BROAD, sizeof(Number) * (last ? columns_then : inner), last ? n_then : width, strips_of(c.n, columns), words(width));
             in_strips(c.n, columns, [&](int64_t s, int64_t r, int64_t n) {
                 for (int64_t after = r + n; i == 0 && after < std::min(r + 2 * n, c.n); after++) ask_for(grad + tokens[after] * width, width);
                 for (int64_t half = 2 * r; half < 2 * (r + n); half++) ask_for(hidden + half * inner + i, columns);
@@ -186,6 +212,13 @@ template <class Type> struct Block {
                 slopes(found, begin + r, n, columns, hidden + 2 * r * inner + i, inners + r * inner + i, row_slopes);
             });
         }
+    }
+
+    // From the gradients of gate and up, those of the rows of x.
+    void rows_chunk(const Chunk &c, Number *rows, Scratch &one, Combine<Type> &meanwhile) const {
+        const int64_t begin = e.bounds[c.expert] + c.begin, inner = e.inner, width = e.width;
+        const Number *hidden = (const Number *)e.hidden[c.expert] + 2 * c.begin * inner;
+        Word *panel = one.take<Word>(4 * BROAD * 2 * words(inner));
         const bool past_caches = many && whole_lines(rows, e.width);
         for (int64_t d = 0; d < width; d += BROAD) {
             const int64_t columns = std::min<int64_t>(BROAD, width - d);
@@ -241,13 +274,14 @@ template <class Type> struct Block {
         return g % 2 ? room + (e.room_rows - rows) * e.width : room;
     }
 
-    // each(chunk, rows) for all chunks of all groups, by all threads at once; rows are numbered from the first of all. Then the
-    // last group alone is still to be added up.
+    // each(chunk, rows) for all chunks of all groups, by all threads at once; rows are numbered from the first of all, where
+    // there is room for them. Then the last group alone is still to be added up.
     template <class Each> void in_groups(Number *room, Combine<Type> &sum, const Each &each) const {
         for (int64_t g = 0; g < e.n_groups; g++) {
-            Number *const own = in_room(room, g);
+            Number *const own = e.scatters ? nullptr : in_room(room, g);
 #pragma omp for schedule(dynamic, 1) nowait
-            for (size_t c = 0; c < chunks[g].size(); c++) each(chunks[g][c], own - e.bounds[e.groups[g]] * e.width);
+            for (size_t c = 0; c < chunks[g].size(); c++) each(chunks[g][c], own ? own - e.bounds[e.groups[g]] * e.width : nullptr);
+            if (e.scatters) continue;
             sum.finish();
 #pragma omp barrier
             sum.begin(g, own);
@@ -257,6 +291,7 @@ template <class Type> struct Block {
     bool has_row(int64_t place) const { return e.places[place] < e.bounds[e.n_experts]; }
 
     void forward(const Number *x, Number *room, float *sums, Number *out) const {
+        ScatterAdd<Type> scatter(e, {e.inners, e.down, e.inner, true});
 #pragma omp parallel num_threads(e.threads)
         {
             Scratch one, two;
@@ -264,8 +299,15 @@ template <class Type> struct Block {
 #pragma omp for schedule(static) nowait
             for (int64_t place = 0; place < e.n_tokens * e.top_k; place++)
                 if (e.row_weights && has_row(place)) e.row_weights[e.places[place]] = e.weights[place];
-            in_groups(room, sum, [&](const Chunk &c, Number *rows) { forward_chunk(c, x, rows, one, two, sum); });
-            sum.finish();
+            if (e.scatters) {  // rows are weighted at once
+#pragma omp barrier
+            }
+            in_groups(room, sum, [&](const Chunk &c, Number *rows) {
+                if (e.scatters) hidden_chunk(c, x, one);
+                else forward_chunk(c, x, rows, one, two, sum);
+            });
+            if (e.scatters) scatter.run(out);
+            else sum.finish();
         }
     }
 
@@ -290,13 +332,18 @@ template <class Type> struct Block {
 
     void backward(const Number *x, const Number *grad, Number *room, float *sums, Number *of_x, float *row_slopes, float *of_weights, Number *of_gate_up, Number *of_down) const {
         const std::vector<Part> all = parts();
+        ScatterAdd<Type> scatter(e, {e.hidden, e.gate_up, 2 * e.inner, false});
 #pragma omp parallel num_threads(e.threads)
         {
             Scratch one, two;
             Combine<Type> sum(e, false, sums, of_x, longest());
             const auto of_matrix = [&](const Part &part) { matrix_part(part, x, grad, of_gate_up, of_down, one, two, sum); };
             in_groups(room, sum, [&](const Chunk &c, Number *rows) {
-                backward_chunk(c, grad, rows, row_slopes, one, sum);
+                if (e.scatters) slopes_chunk(c, grad, row_slopes, down(c.following), e.inner, e.width, one, sum);
+                else {
+                    slopes_chunk(c, grad, row_slopes, gate_up(c.expert), e.width, 2 * e.inner, one, sum);
+                    rows_chunk(c, rows, one, sum);
+                }
                 if (!whole[c.expert]) return;
                 // The gradients of its matrices follow while what they are made of is in the caches.
                 of_matrix({c.expert, 0, e.width, true}), of_matrix({c.expert, 0, 2 * e.inner, false});
@@ -304,6 +351,10 @@ template <class Type> struct Block {
 #pragma omp for schedule(dynamic, 1) nowait
             for (size_t p = 0; p < all.size(); p++) of_matrix(all[p]);
             sum.finish();
+            if (e.scatters) {
+#pragma omp barrier
+                scatter.run(of_x);
+            }
 #pragma omp for schedule(static) nowait
             for (int64_t place = 0; place < e.n_tokens * e.top_k; place++) of_weights[place] = has_row(place) ? row_slopes[e.places[place]] : 0;
         }

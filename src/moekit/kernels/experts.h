@@ -18,5 +18,6 @@ struct moekit_experts {
     int64_t n_experts, n_groups, n_tokens, top_k, width, inner;
     int64_t room_rows;                         // of any two groups that follow each other, at most
     int32_t bits, threads;
+    int32_t scatters;                          // whether rows are added up as they are computed, and need no room, but `inners`
 };
 }

@@ -19,6 +19,12 @@ GROUP = 32 << 20
 the seldomer the sums are met, but the more memory they take. Writing to new memory takes ten times as long as to
 old."""
 
+NARROW = 128
+"""Bytes of a row of one matrix's hidden values up to which rows may be added up as they are computed."""
+
+MANY = 4
+"""Rows for each number of the inner width from which on this is faster, on average over the experts."""
+
 NUMBERS = {torch.float32: 32, torch.bfloat16: 16}
 
 
@@ -26,7 +32,8 @@ class Rows(NamedTuple):
     """Rows sorted by expert: `bounds[e]:bounds[e + 1]` are for expert e; `places` names those of each token (R: none),
     `weights` are these places'.
 
-    Experts `groups[g]:groups[g + 1]` are computed before those of the next group, during which their rows are added up.
+    Those of an expert are in the order of their tokens. Experts `groups[g]:groups[g + 1]` are computed before those of
+    the next group, during which their rows are added up; unless the block `scatters`.
     """
 
     bounds: tuple[int, ...]
@@ -34,6 +41,7 @@ class Rows(NamedTuple):
     places: Int[Tensor, "T K"]
     weights: Float[Tensor, "T K"]
     groups: tuple[int, ...]
+    scatters: bool
 
 
 class Kept(NamedTuple):
@@ -74,7 +82,11 @@ def forward(
     if keep:
         kernels().moekit_keep_memory()
     block = _Described(x, rows, gate_up, down)
-    kept = block.keep(Kept(block.new(2), rows.weights.new_zeros(rows.bounds[-1]))) if keep else None
+    weights = rows.weights.new_zeros(rows.bounds[-1])
+    kept = block.keep(Kept(block.new(2), weights)) if keep else None
+    if rows.scatters:
+        block.point("row_weights", weights)
+        block.for_each_expert("inners", block.new(1))
     out = torch.empty_like(block.x)
     kernels().moekit_experts_forward(*block.arguments(), out.data_ptr())
     return out, kept
@@ -112,12 +124,13 @@ class _Described:
     ) -> None:
         assert rows.weights.dtype == torch.float32 and rows.tokens.dtype == rows.places.dtype == torch.int64
         self.x, width = x.contiguous(), x.shape[-1]
-        # Going through a stack would make a tensor of each expert.
-        self.inner = (down if isinstance(down, Tensor) else next(m for m in down if m is not None)).shape[-1]
+        self.inner = inner_width(down)
         self.bounds, self.groups = np.asarray(rows.bounds, np.int64), np.asarray(rows.groups, np.int64)
         self.sizes: list[int] = np.diff(self.bounds[self.groups]).tolist()
-        self.room = _in_large_pages(x.new_empty(max(map(sum, pairwise([0, *self.sizes]))), width))
-        self.sums = _in_large_pages(rows.weights.new_empty(len(x), width)) if len(self.groups) > 2 else None
+        room_rows = 0 if rows.scatters else max(map(sum, pairwise([0, *self.sizes])))
+        self.room = _in_large_pages(x.new_empty(room_rows, width))
+        summed = len(self.groups) > 2 and not rows.scatters
+        self.sums = _in_large_pages(rows.weights.new_empty(len(x), width)) if summed else None
         self.kept: list[object] = []
         self.block = ExpertBlock(
             n_experts=len(rows.bounds) - 1,
@@ -129,13 +142,14 @@ class _Described:
             room_rows=len(self.room),
             bits=NUMBERS[x.dtype],
             threads=torch.get_num_threads(),
+            scatters=rows.scatters,
         )
         for name, tensor in (("tokens", rows.tokens), ("places", rows.places), ("weights", rows.weights)):
-            self._point(name, tensor.contiguous())
-        self._point("bounds", self.bounds)
-        self._point("groups", self.groups)
-        self._point("gate_up", _addresses(gate_up))
-        self._point("down", _addresses(down))
+            self.point(name, tensor.contiguous())
+        self.point("bounds", self.bounds)
+        self.point("groups", self.groups)
+        self.point("gate_up", _addresses(gate_up))
+        self.point("down", _addresses(down))
 
     def new(self, matrices: int) -> list[Tensor]:
         """Memory for rows of `matrices` times I numbers, group by group: in pieces that glibc keeps."""
@@ -143,7 +157,7 @@ class _Described:
 
     def keep(self, kept: Kept) -> Kept:
         """Let the description hold where this lies."""
-        self._point("row_weights", kept.weights)
+        self.point("row_weights", kept.weights)
         self.for_each_expert("hidden", kept.hidden)
         return kept
 
@@ -151,7 +165,7 @@ class _Described:
         """Let the field `name` hold where each expert's part of `pieces`, as from `new`, begins."""
         begins, row = self.bounds[:-1], pieces[0].shape[-1] * pieces[0].element_size()
         firsts = np.asarray([piece.data_ptr() for piece in pieces], np.int64) - row * begins[self.groups[:-1]]
-        self._point(name, firsts.repeat(np.diff(self.groups)) + row * begins)
+        self.point(name, firsts.repeat(np.diff(self.groups)) + row * begins)
         self.kept.append(pieces)
 
     def arguments(self, *between: int) -> tuple[object, ...]:
@@ -159,7 +173,8 @@ class _Described:
         sums = None if self.sums is None else self.sums.data_ptr()
         return ctypes.byref(self.block), self.x.data_ptr(), *between, self.room.data_ptr(), sums
 
-    def _point(self, name: str, values: "Tensor | np.ndarray[Any, np.dtype[np.int64]]") -> None:
+    def point(self, name: str, values: "Tensor | np.ndarray[Any, np.dtype[np.int64]]") -> None:
+        """Let the field `name` hold where these begin."""
         setattr(self.block, name, values.data_ptr() if isinstance(values, Tensor) else values.ctypes.data)
         self.kept.append(values)
 
@@ -167,6 +182,21 @@ class _Described:
 def _in_large_pages(memory: Tensor) -> Tensor:
     kernels().moekit_large_pages(memory.data_ptr(), memory.nbytes)
     return memory
+
+
+def inner_width(down: Float[Tensor, "E D I"] | Sequence[Tensor | None]) -> int:
+    """I, of a stack or of the matrices that are there."""
+    # Going through a stack would make a tensor of each expert.
+    return (down if isinstance(down, Tensor) else next(m for m in down if m is not None)).shape[-1]
+
+
+def scatters(bounds: Sequence[int], inner: int, number_bytes: int) -> bool:
+    """Whether rows are added to their tokens' sums as they are computed, and not written.
+
+    Faster where experts are narrow and have many rows each: those of a token are then many, and a step spends more on
+    writing and reading them than on what it takes to pack the experts' matrices for this.
+    """
+    return inner * number_bytes <= NARROW and bounds[-1] > MANY * inner * (len(bounds) - 1)
 
 
 def expert_groups(bounds: Sequence[int], row_bytes: int, group_bytes: int = GROUP) -> tuple[int, ...]:

@@ -44,6 +44,7 @@ class ExpertBlock(ctypes.Structure):
         *((name, c_int64) for name in ("n_experts", "n_groups", "n_tokens", "top_k", "width", "inner", "room_rows")),
         ("bits", c_int32),
         ("threads", c_int32),
+        ("scatters", c_int32),
     )
 
 

@@ -30,18 +30,17 @@ void put_away(const float *from, int64_t n, float *to) {
 // three times as many numbers.
 template <class Type, class Then>
 void products(const typename Type::Number *x, const typename Type::Number *matrix, int64_t n, int64_t width, int64_t out, int threads, const Then &then) {
+    using Number = typename Type::Number;
     const int64_t words = width / Type::PER_WORD;
 #pragma omp parallel num_threads(threads)
     {
         rows::Buffer<Word> in(words * TOGETHER);
         rows::Buffer<float> to(out * TOGETHER), room(3 * out);
-        std::vector<int64_t> which(TOGETHER);
         alignas(LINE) Found found;
 #pragma omp for schedule(dynamic, 1)
         for (int64_t begin = 0; begin < n; begin += TOGETHER) {
             const int64_t size = std::min(TOGETHER, n - begin);
-            for (int64_t i = 0; i < size; i++) which[i] = begin + i;
-            in_panels(size, [&](int64_t p, int64_t first, int64_t columns) { pack_rows(x, width, &which[first], columns, size - first, words, &in[p * words * COLUMNS]); });
+            in_panels(size, [&](int64_t p, int64_t first, int64_t columns) { pack_rows<COLUMNS, Number>({x + (begin + first) * width, width, nullptr}, columns, size - first, words, &in[p * words * COLUMNS]); });
             for (int64_t row = 0; row < out; row += STRIP)
                 in_panels(size, [&](int64_t p, int64_t first, int64_t columns) {
                     const auto *at = matrix + row * width;

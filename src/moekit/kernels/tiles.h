@@ -225,20 +225,27 @@ template <int AT_ONCE, class Each> void in_blocks(int64_t width, Each each) {
     for (; d < width; d += LANES) each(std::integral_constant<int, 1>(), d);
 }
 
-// A panel whose columns are the rows of `x` that `which` names, `n` of them, each of `words` words; zero columns after them
-// fill the last vector. Rows come from anywhere: those that `which` names next, `known` in all, are asked for meanwhile.
-template <class Number>
-void pack_rows(const Number *x, int64_t stride, const int64_t *which, int64_t n, int64_t known, int64_t words, Word *panel) {
+// Rows of numbers: those that `which` names, or one after the other.
+template <class Number> struct Rows {
+    const Number *at;
+    int64_t stride;
+    const int64_t *which;
+    const Number *row(int64_t i) const { return at + (which ? which[i] : i) * stride; }
+};
+
+// A panel whose columns are n rows of `x`, each of `words` words; zero columns after them fill the last vector. Rows come from
+// anywhere: those that follow, `known` in all, are asked for meanwhile. Words of the panel lie `APART` from each other.
+template <int APART, class Number>
+void pack_rows(const Rows<Number> &x, int64_t n, int64_t known, int64_t words, Word *panel) {
     for (int64_t begin = 0; begin < n; begin += LANES) {
         Word *to = panel + begin;
         for (int64_t k = 0; k < words; k += 16) {
             __m512i block[16];
-            for (int64_t i = begin + LANES; i < std::min(begin + 2 * LANES, known); i++) ask((const Word *)(x + which[i] * stride) + k);
+            for (int64_t i = begin + LANES; i < std::min(begin + 2 * LANES, known); i++) ask((const Word *)x.row(i) + k);
             for (int i = 0; i < 16; i++)
-                block[i] = begin + i < n ? _mm512_maskz_loadu_epi32(first(words - k), (const Word *)(x + which[begin + i] * stride) + k)
-                                         : _mm512_setzero_si512();
+                block[i] = begin + i < n ? _mm512_maskz_loadu_epi32(first(words - k), (const Word *)x.row(begin + i) + k) : _mm512_setzero_si512();
             transpose(block);
-            for (int i = 0; i < std::min<int64_t>(16, words - k); i++) _mm512_storeu_si512(to + (k + i) * COLUMNS, block[i]);
+            for (int i = 0; i < std::min<int64_t>(16, words - k); i++) _mm512_storeu_si512(to + (k + i) * APART, block[i]);
         }
     }
 }

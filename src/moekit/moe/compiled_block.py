@@ -10,10 +10,11 @@ from moekit.moe.dispatch import Dispatch
 from moekit.tensors import Float, Tensor
 
 
-def rows_of(x: Float[Tensor, "T D"], weights: Float[Tensor, "T K"], plan: Dispatch) -> experts.Rows:
-    """A routing of tokens like `x` as the compiled code takes it."""
+def rows_of(x: Float[Tensor, "T D"], weights: Float[Tensor, "T K"], inner: int, plan: Dispatch) -> experts.Rows:
+    """A routing of tokens like `x` to experts of this inner width as the compiled code takes it."""
     groups = experts.expert_groups(plan.bounds, x.shape[-1] * x.element_size())
-    return experts.Rows(plan.bounds, plan.tokens, plan.rows, weights.float().contiguous(), groups)
+    scatters = experts.scatters(plan.bounds, inner, x.element_size())
+    return experts.Rows(plan.bounds, plan.tokens, plan.rows, weights.float().contiguous(), groups, scatters)
 
 
 def compiled_block(
@@ -30,7 +31,8 @@ def compiled_block(
     if torch.is_grad_enabled():
         return CompiledBlock.apply(x, weights, gate_up, down, plan)
     # Inside a function with gradients nothing tells that there are to be none, and it would keep what they need.
-    return experts.forward(x, rows_of(x, weights, plan), gate_up, down, keep=False)[0]
+    rows = rows_of(x, weights, experts.inner_width(down), plan)
+    return experts.forward(x, rows, gate_up, down, keep=False)[0]
 
 
 class CompiledBlock(torch.autograd.Function):
@@ -41,7 +43,7 @@ class CompiledBlock(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor, plan: Dispatch) -> Tensor:
-        rows = rows_of(x, weights, plan)
+        rows = rows_of(x, weights, down.shape[-1], plan)
         y, kept = experts.forward(x, rows, gate_up, down, keep=any(ctx.needs_input_grad))
         ctx.save_for_backward(x, gate_up, down)
         ctx.rows, ctx.kept, ctx.dtype = rows, kept, weights.dtype

@@ -16,6 +16,10 @@ LANES = 16
 GROUP = 32 << 20
 """Bytes of experts' rows at most after which that block adds them up, while it computes as many others."""
 
+NARROW, MANY = 128, 4
+"""Bytes of a hidden row up to which, and rows of an expert for each of its inner numbers from which on, its rows are
+added up as they are computed, and need no room."""
+
 CHUNK = 512
 """Rows of logits that the loss forms at a time."""
 
@@ -121,9 +125,9 @@ def loss_peak(blueprint: Blueprint, batch: Batch) -> int:
 def backward_peak(blueprint: Blueprint, batch: Batch) -> int:
     """Bytes that the backward of the largest block holds for a moment, without the gradients of weights.
 
-    Three gradients of the residual stream's size, with the experts' (products of gate and up, the rows of two groups
-    of experts, the sum of groups), a dense block's, or attention's (of queries, keys, values, heads and what they came
-    from).
+    Three gradients of the residual stream's size, with the experts' (products of gate and up; where rows are written,
+    those of two groups of experts and the sum of groups), a dense block's, or attention's (of queries, keys, values,
+    heads and what they came from).
     """
     d, b = blueprint.width, batch.width
     experts = max((_experts_backward(m, d, batch) for m in blueprint.mixtures), default=0)
@@ -134,12 +138,15 @@ def backward_peak(blueprint: Blueprint, batch: Batch) -> int:
 
 
 def _experts_backward(mixture: Mixture, width: int, batch: Batch) -> int:
-    rows = mixture.top_k * batch.tokens * width * batch.width
+    n_rows, narrow = mixture.top_k * batch.tokens, inner(mixture.expert, width)
+    inners = n_rows * narrow * batch.width
+    if narrow * batch.width <= NARROW and n_rows > MANY * narrow * mixture.n_routed:
+        return inners
+    rows = n_rows * width * batch.width
     # The last group is half as large as the others, and two of them are there at a time.
     groups = 1 if rows <= GROUP else math.ceil(rows / GROUP + 0.5)
     room = min(rows, math.ceil(2 * rows / (groups - 0.5)))
     sums = batch.tokens * width * 4 if groups > 1 else 0
-    inners = mixture.top_k * batch.tokens * inner(mixture.expert, width) * batch.width
     return inners + room + sums
 
 
