@@ -161,7 +161,7 @@ def test_rows_added_up_as_they_are_computed_add_up_to_the_whole(case: Case, keep
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("threads", [1, 3, 40])
+@pytest.mark.parametrize("threads", [1, 2, 3, 5, 16, 40])
 def test_narrow_experts_with_many_rows(dtype: torch.dtype, threads: int) -> None:
     """More tokens than a block of sums, more columns than a slice, and threads that share blocks of few tokens."""
     case, before = Case(7, dtype, (9000, 6, 3, 208, 16), skew=0.3), torch.get_num_threads()

@@ -274,8 +274,8 @@ template <class Type> struct Block {
         return g % 2 ? room + (e.room_rows - rows) * e.width : room;
     }
 
-    // each(chunk, rows) for all chunks of all groups, by all threads at once; rows are numbered from the first of all, where
-    // there is room for them. Then the last group alone is still to be added up.
+    // each(chunk, rows) for all chunks of all groups, by all threads at once, till all are done; rows are numbered from the first
+    // of all, where there is room for them. Then the last group alone is still to be added up.
     template <class Each> void in_groups(Number *room, Combine<Type> &sum, const Each &each) const {
         for (int64_t g = 0; g < e.n_groups; g++) {
             Number *const own = e.scatters ? nullptr : in_room(room, g);
@@ -285,6 +285,9 @@ template <class Type> struct Block {
             sum.finish();
 #pragma omp barrier
             sum.begin(g, own);
+        }
+        if (e.scatters) {
+#pragma omp barrier
         }
     }
 
@@ -350,11 +353,8 @@ template <class Type> struct Block {
             });
 #pragma omp for schedule(dynamic, 1) nowait
             for (size_t p = 0; p < all.size(); p++) of_matrix(all[p]);
-            sum.finish();
-            if (e.scatters) {
-#pragma omp barrier
-                scatter.run(of_x);
-            }
+            if (e.scatters) scatter.run(of_x);
+            else sum.finish();
 #pragma omp for schedule(static) nowait
             for (int64_t place = 0; place < e.n_tokens * e.top_k; place++) of_weights[place] = has_row(place) ? row_slopes[e.places[place]] : 0;
         }
