@@ -1,5 +1,6 @@
 // A mixture for a few tokens in one call: logits, scores, choice and weights, then the chosen experts and the shared ones.
 
+#include <algorithm>
 #include <cmath>
 #include <numeric>
 
@@ -8,7 +9,6 @@
 
 extern "C" {
 void moekit_swiglu_rows(const moekit_block *, int64_t, const void *, int, int64_t, int64_t, void *, int, int, int);
-bool moekit_by_expert(const int64_t *, int64_t, int64_t, int64_t, int64_t *, int64_t *, int64_t *, int);
 void moekit_linear_rows(const moekit_matrix *, const void *, int, int64_t, void *, int, int, int);
 }
 
@@ -20,18 +20,22 @@ struct Come {
     std::vector<float> weights;
 };
 
-// The chosen ones by expert, each expert's in the order of the tokens: those of expert e are bounds[e] to bounds[e + 1].
+// The chosen ones by expert, each expert's in the order of the tokens: row i is for experts[i].
 struct Chosen {
     Come rows;
-    std::vector<int64_t> bounds;
+    std::vector<int64_t> experts;
 };
 
-Chosen by_expert(const int64_t *experts, const float *weights, int64_t n, const moekit_choice &choice) {
-    const int64_t places = n * choice.top_k;
-    std::vector<int64_t> rows(places);
-    Chosen found = {{std::vector<int64_t>(places), std::vector<float>(places)}, std::vector<int64_t>(choice.n_experts + 1)};
-    moekit_by_expert(experts, places, choice.top_k, choice.n_experts, found.rows.tokens.data(), rows.data(), found.bounds.data(), 1);
-    for (int64_t place = 0; place < places; place++) found.rows.weights[rows[place]] = weights[place];
+Chosen by_expert(const int64_t *experts, const float *weights, int64_t n, int64_t top_k) {
+    std::vector<int64_t> places(n * top_k);
+    std::iota(places.begin(), places.end(), 0);
+    std::sort(places.begin(), places.end(), [=](int64_t a, int64_t b) { return experts[a] != experts[b] ? experts[a] < experts[b] : a < b; });
+    Chosen found;
+    for (int64_t place : places) {
+        found.rows.tokens.push_back(place / top_k);
+        found.rows.weights.push_back(weights[place]);
+        found.experts.push_back(experts[place]);
+    }
     return found;
 }
 
@@ -46,7 +50,7 @@ Chosen choose_for_all(const moekit_mixture &mixture, const moekit_call &call, in
         const int64_t at = t * choice.n_experts, chosen = t * choice.top_k;
         choice::choose(choice, logits + at, scores + at, experts + chosen, weights + chosen, room.data(), level);
     }
-    return by_expert(experts, weights, mixture.n, choice);
+    return by_expert(experts, weights, mixture.n, choice.top_k);
 }
 
 // All rows, by the weights of the shared experts.
@@ -78,14 +82,14 @@ bool moekit_mixture_step(const moekit_mixture *mixture, const moekit_call *call,
     const moekit_mixture &m = *mixture;
     const Chosen chosen = choose_for_all(m, *call, threads, level);
     std::vector<moekit_block> blocks;
-    blocks.reserve(chosen.rows.tokens.size() + 1);
-    for (size_t expert = 0; expert + 1 < chosen.bounds.size(); expert++) {
-        const int64_t begin = chosen.bounds[expert], n = chosen.bounds[expert + 1] - begin;
-        if (!n) continue;
+    blocks.reserve(chosen.experts.size() + 1);
+    for (auto begin = chosen.experts.begin(), end = begin; begin < chosen.experts.end(); begin = end) {
+        const int64_t expert = *begin, first = begin - chosen.experts.begin();
+        end = std::upper_bound(begin, chosen.experts.end(), expert);
         if (m.table && !(m.table[2 * expert] && m.table[2 * expert + 1])) return false;
         blocks.push_back({matrix_of(m.gate_up, m.gate_up_step, m.table, expert),
                           matrix_of(m.down, m.down_step, m.table ? m.table + 1 : nullptr, expert),
-                          chosen.rows.tokens.data() + begin, chosen.rows.weights.data() + begin, n});
+                          &chosen.rows.tokens[first], &chosen.rows.weights[first], end - begin});
     }
     const Come all = everyone(m, threads, level);
     if (m.shared_down.out) blocks.push_back({m.shared_gate_up, m.shared_down, all.tokens.data(), all.weights.data(), m.n});
