@@ -82,13 +82,11 @@ def forward(
     if keep:
         kernels().moekit_keep_memory()
     block = _Described(x, rows, gate_up, down)
-    # The small piece of memory comes last: before the large ones it cost a training 0.1 of 3.2 GB, for glibc then lays
-    # these elsewhere.
-    kept = block.keep(Kept(block.new(2), block.row_weights())) if keep else None
+    weights = rows.weights.new_zeros(rows.bounds[-1])
+    kept = block.keep(Kept(block.new(2), weights)) if keep else None
     if rows.scatters:
+        block.point("row_weights", weights)
         block.for_each_expert("inners", block.new(1))
-        if kept is None:
-            block.point("row_weights", block.row_weights())
     out = torch.empty_like(block.x)
     kernels().moekit_experts_forward(*block.arguments(), out.data_ptr())
     return out, kept
@@ -156,10 +154,6 @@ class _Described:
     def new(self, matrices: int) -> list[Tensor]:
         """Memory for rows of `matrices` times I numbers, group by group: in pieces that glibc keeps."""
         return [_in_large_pages(self.x.new_empty(size, matrices * self.inner)) for size in self.sizes]
-
-    def row_weights(self) -> Tensor:
-        """Memory for the weight of each row: none, where it is padding."""
-        return torch.zeros(int(self.bounds[-1]))
 
     def keep(self, kept: Kept) -> Kept:
         """Let the description hold where this lies."""
