@@ -101,7 +101,7 @@ template <class Type> struct Block {
                 for (int i = 0; i < Type::PER_WORD; i++) {
                     const int64_t at = (r + i) * COLUMNS + v * LANES;
                     const __m512 g = _mm512_loadu_ps(gate + at), u = _mm512_loadu_ps(up + at);
-                    inner[i] = _mm512_mul_ps(_mm512_mul_ps(g, sigmoid(g)), u);
+                    inner[i] = _mm512_mul_ps(silu(g), u);
                 }
                 _mm512_storeu_si512(panel + words(row + r) * COLUMNS + v * LANES, Type::words(inner[0], inner[Type::PER_WORD - 1]));
             }
@@ -163,7 +163,7 @@ template <class Type> struct Block {
                     for (int64_t j = 0; j < n_gate; j += LANES) {
                         const float *at = found + (row - r) * BROAD + j;
                         const __m512 g = _mm512_load_ps(at), u = _mm512_load_ps(at + n_gate), weight = _mm512_set1_ps(e.row_weights[begin + row]);
-                        Type::store(inners + row * inner + i + j, _mm512_mul_ps(_mm512_mul_ps(_mm512_mul_ps(g, sigmoid(g)), u), weight));
+                        Type::store(inners + row * inner + i + j, _mm512_mul_ps(_mm512_mul_ps(silu(g), u), weight));
                         if (kept) Type::store(kept + 2 * row * inner + i + j, g), Type::store(kept + (2 * row + 1) * inner + i + j, u);
                     }
             });

@@ -82,10 +82,10 @@ def forward(
     if keep:
         kernels().moekit_keep_memory()
     block = _Described(x, rows, gate_up, down)
-    weights = rows.weights.new_zeros(rows.bounds[-1])
+    weights = rows.weights.new_zeros(rows.bounds[-1] if keep or rows.scatters else 0)
+    block.point("row_weights", weights)
     kept = block.keep(Kept(block.new(2), weights)) if keep else None
     if rows.scatters:
-        block.point("row_weights", weights)
         block.for_each_expert("inners", block.new(1))
     out = torch.empty_like(block.x)
     kernels().moekit_experts_forward(*block.arguments(), out.data_ptr())
