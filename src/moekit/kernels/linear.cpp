@@ -22,9 +22,15 @@ const Dot *dots(const Matrix &matrix, int level) {
     return matrix.bits == 16 ? bfloat16_dots(matrix, level) : group_dots(matrix, level);
 }
 
-// Rows [begin, end) of the matrix with all rows of x, to found[row of x * apart + o - begin]. What is read `early` rows
+// n rows from the first on.
+struct Some {
+    Rows *rows;
+    int64_t first, n;
+};
+
+// Rows [begin, end) of the matrix with some rows of x, to found[row of x * apart + o - begin]. What is read `early` rows
 // later is asked for now: memory must not rest between one stretch of rows and the next, which begins at `after`.
-void rows_of(const Matrix &m, int level, const Rows &x, int64_t begin, int64_t end, const uint8_t *after, float *found,
+void rows_of(const Matrix &m, int level, const Some &x, int64_t begin, int64_t end, const uint8_t *after, float *found,
              int64_t apart) {
     const Dot *dot = dots(m, level);
     const int64_t length = std::max<int64_t>(m.stride, 1), bytes = m.bits == 16 ? FAR_AHEAD : AHEAD;
@@ -35,7 +41,7 @@ void rows_of(const Matrix &m, int level, const Rows &x, int64_t begin, int64_t e
         stop = std::min(o + TOGETHER, o + early < end ? end - early : end);
         for (int64_t first = 0; first < x.n; first += MOST) {
             const int64_t n = std::min<int64_t>(MOST, x.n - first);
-            dot[n - 1](m, row, stop - o, ahead, x, first, found + first * apart + o - begin, apart);
+            dot[n - 1](m, row, stop - o, ahead, *x.rows, x.first + first, found + first * apart + o - begin, apart);
         }
     }
 }
@@ -64,12 +70,11 @@ inline bool any(const Span &span) { return span.begin < span.end; }
 struct Work {
     const Block *block;
     Matrix gate, up, down;
-    const Rows *x;
-    Rows inner;
+    Some x, inner;
     float *gates, *ups, *outs;
     int64_t unit, first;
 
-    int64_t units() const { return x->n ? rounded_up(gate.out, unit) / unit : 0; }
+    int64_t units() const { return x.n ? rounded_up(gate.out, unit) / unit : 0; }
     const uint8_t *gate_at(int64_t which) const { return gate.rows + (which - first) * unit * gate.stride; }
 };
 
@@ -82,7 +87,7 @@ Matrix part_of(const Matrix &matrix, int64_t begin, int64_t out) {
 // All blocks on their way, and what they have room in: what they find, and the rows of x that come to them.
 struct Works {
     std::vector<Work> each;
-    std::vector<Rows> rounded;
+    std::vector<Rows> rounded, inner;
     Buffer<float> room;
 };
 
@@ -92,29 +97,46 @@ bool alike(const Block &a, const Block &b) {
            a.gate_up.group == b.gate_up.group;
 }
 
-Works works_for(const std::vector<Block> &blocks, const float *x, int64_t width) {
-    Works works = {std::vector<Work>(blocks.size()), {}, {}};
-    works.rounded.reserve(blocks.size());
-    int64_t units = 0, numbers = 0;
+// Whether the inner rows of two blocks lie in one piece.
+bool side_by_side(const Matrix &a, const Matrix &b) { return a.in == b.in && a.bits == b.bits && a.group == b.group; }
+
+// What works on the blocks will share: rows of x, rounded once for neighbours that want it alike, and inner rows.
+void shape_rows(Works &works, const std::vector<Block> &blocks, const float *x, int64_t width) {
+    works.rounded.reserve(blocks.size()), works.inner.reserve(blocks.size());
     for (size_t b = 0; b < blocks.size(); b++) {
         const Block &block = blocks[b];
-        const int64_t n = block.n_rows, inner = block.gate_up.out / 2;
+        const int64_t n = block.n_rows;
         if (!b || !alike(block, blocks[b - 1])) {
             Rows &rounded = works.rounded.emplace_back();
             rounded.shape(n, width, block.gate_up.bits, block.gate_up.group);
             for (int64_t r = 0; r < n; r++) rounded.put(r, x + block.tokens[r] * width, 0, width);
         }
+        if (!b || !side_by_side(block.down, blocks[b - 1].down))
+            works.inner.emplace_back().shape(0, block.down.in, block.down.bits, block.down.group);
+        works.each[b].x = {&works.rounded.back(), 0, n};
+        works.each[b].inner = {&works.inner.back(), works.inner.back().n, n};
+        works.inner.back().n += n;
+    }
+    for (Rows &inner : works.inner) inner.shape(inner.n, inner.in, inner.bits, inner.group);
+}
+
+Works works_for(const std::vector<Block> &blocks, const float *x, int64_t width) {
+    Works works = {std::vector<Work>(blocks.size()), {}, {}, {}};
+    shape_rows(works, blocks, x, width);
+    int64_t units = 0, numbers = 0;
+    for (size_t b = 0; b < blocks.size(); b++) {
+        const Block &block = blocks[b];
+        const int64_t inner = block.gate_up.out / 2;
         Work &work = works.each[b];
-        work.block = &block, work.x = &works.rounded.back();
+        work.block = &block;
         work.gate = part_of(block.gate_up, 0, inner), work.up = part_of(block.gate_up, inner, inner), work.down = block.down;
-        work.inner.shape(n, inner, work.down.bits, work.down.group);
-        work.unit = std::max<int64_t>(work.inner.group, 32), work.first = units;
-        units += work.units(), numbers += n * (2 * rounded_up(inner, 16) + rounded_up(width, 16));
+        work.unit = std::max<int64_t>(work.inner.rows->group, 32), work.first = units;
+        units += work.units(), numbers += block.n_rows * (2 * rounded_up(inner, 16) + rounded_up(width, 16));
     }
     works.room.resize(numbers);
     float *at = works.room.data();
     for (Work &work : works.each) {
-        const int64_t n = work.x->n, gates = n * rounded_up(work.gate.out, 16);
+        const int64_t n = work.x.n, gates = n * rounded_up(work.gate.out, 16);
         work.gates = at, work.ups = at + gates, work.outs = at + 2 * gates;
         at += 2 * gates + n * rounded_up(width, 16);
     }
@@ -124,10 +146,10 @@ Works works_for(const std::vector<Block> &blocks, const float *x, int64_t width)
 // silu(gate) * up for inner numbers [begin, end), rounded for the second product; gates are lost.
 void activate(Work &work, int64_t begin, int64_t end, int level) {
     const int64_t inner = work.gate.out;
-    for (int64_t r = 0; r < work.x->n; r++) {
+    for (int64_t r = 0; r < work.x.n; r++) {
         float *gates = work.gates + r * inner;
         gated(gates + begin, work.ups + r * inner + begin, gates + begin, end - begin, level);
-        work.inner.put(r, gates, begin, end);
+        work.inner.rows->put(work.inner.first + r, gates, begin, end);
     }
 }
 
@@ -142,8 +164,8 @@ void gate_and_up(std::vector<Work> &works, Span span, const uint8_t *after, int 
         while (next < works.data() + works.size() && !next->units()) next++;
         const uint8_t *then = last < span.end ? next->gate.rows : after;
         const int64_t inner = work.gate.out;
-        rows_of(work.gate, level, *work.x, begin, end, work.up.rows + begin * work.up.stride, work.gates + begin, inner);
-        rows_of(work.up, level, *work.x, begin, end, then, work.ups + begin, inner);
+        rows_of(work.gate, level, work.x, begin, end, work.up.rows + begin * work.up.stride, work.gates + begin, inner);
+        rows_of(work.up, level, work.x, begin, end, then, work.ups + begin, inner);
         activate(work, begin, end, level);
     }
 }
@@ -162,7 +184,7 @@ void down(std::vector<Work> &works, Span span, const uint8_t *after, int64_t wid
 // y += what the blocks found for it, in their order whatever the threads.
 void combine(const std::vector<Work> &works, Span columns, float *y, int64_t width) {
     for (const Work &work : works)
-        for (int64_t r = 0; r < work.x->n; r++) {
+        for (int64_t r = 0; r < work.x.n; r++) {
             const float weight = work.block->weights[r], *found = work.outs + r * width;
             float *to = y + work.block->tokens[r] * width;
             for (int64_t o = columns.begin; o < columns.end; o++) to[o] += weight * found[o];
@@ -213,7 +235,7 @@ bool in_tiles(const Matrix &matrix, int64_t n, int level) { return level >= 2 &&
 // A product of all rows of x. A unit is a stretch of the matrix; `first` is its first among those of all products.
 struct Product {
     const Matrix *matrix;
-    const Rows *x;
+    Some x;
     float *y;
     int64_t unit, first, units;
 
@@ -236,7 +258,7 @@ void linear_by_rows(std::vector<Product> &products, int threads, int level) {
             const Product *then = product;
             while (any(following) && following.begin >= then->first + then->units) then++;
             const uint8_t *after = last < span.end ? product[1].at(product[1].first) : any(following) ? then->at(following.begin) : nullptr;
-            rows_of(m, level, *product->x, begin, end, after, product->y + begin, m.out);
+            rows_of(m, level, product->x, begin, end, after, product->y + begin, m.out);
             span.begin = last;
         }
     });
@@ -256,7 +278,7 @@ void moekit_linears(const moekit_matrix *const *matrices, float *const *ys, int6
                     int threads, int level) {
     std::vector<Rows> rounded(count);
     std::vector<Product> products;
-    const Rows *alike = nullptr;
+    Rows *alike = nullptr;
     for (int64_t i = 0; i < count; i++) {
         const Matrix &m = *matrices[i];
         if (in_tiles(m, n, level)) {
@@ -270,7 +292,7 @@ void moekit_linears(const moekit_matrix *const *matrices, float *const *ys, int6
         }
         const int64_t unit = rounded_up(std::max<int64_t>(LEAST / std::max<int64_t>(m.stride, 1), 1), 8);
         const int64_t first = products.empty() ? 0 : products.back().first + products.back().units;
-        if (m.out) products.push_back({&m, alike, ys[i], unit, first, rounded_up(m.out, unit) / unit});
+        if (m.out) products.push_back({&m, {alike, 0, n}, ys[i], unit, first, rounded_up(m.out, unit) / unit});
     }
     if (!products.empty()) linear_by_rows(products, threads, level);
 }
@@ -284,6 +306,7 @@ void moekit_linear(const moekit_matrix *matrix, const float *x, int64_t n, float
 void moekit_swiglu(const moekit_block *blocks, int64_t n_blocks, const float *x, int64_t n, int64_t width, float *y,
                    int threads, int level) {
     std::vector<Block> few, many;
+    few.reserve(n_blocks);
     for (const Block *block = blocks; block < blocks + n_blocks; block++) {
         const bool tiled = in_tiles(block->gate_up, block->n_rows, level) && in_tiles(block->down, block->n_rows, level);
         (tiled ? many : few).push_back(*block);

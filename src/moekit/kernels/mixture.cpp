@@ -27,14 +27,14 @@ struct Chosen {
 };
 
 Chosen by_expert(const int64_t *experts, const float *weights, int64_t n, int64_t top_k) {
-    std::vector<int64_t> places(n * top_k);
-    std::iota(places.begin(), places.end(), 0);
-    std::sort(places.begin(), places.end(), [=](int64_t a, int64_t b) { return experts[a] != experts[b] ? experts[a] < experts[b] : a < b; });
-    Chosen found;
-    for (int64_t place : places) {
-        found.rows.tokens.push_back(place / top_k);
-        found.rows.weights.push_back(weights[place]);
-        found.experts.push_back(experts[place]);
+    const int64_t size = n * top_k;
+    std::vector<uint64_t> keys(size);
+    for (int64_t i = 0; i < size; i++) keys[i] = uint64_t(experts[i]) << 32 | i;
+    std::sort(keys.begin(), keys.end());
+    Chosen found = {{std::vector<int64_t>(size), std::vector<float>(size)}, std::vector<int64_t>(size)};
+    for (int64_t i = 0; i < size; i++) {
+        const uint32_t place = uint32_t(keys[i]);
+        found.rows.tokens[i] = place / uint32_t(top_k), found.rows.weights[i] = weights[place], found.experts[i] = keys[i] >> 32;
     }
     return found;
 }

@@ -83,23 +83,37 @@ AVX512 void dot_avx512(const Matrix &m, const uint8_t *row, int64_t count, const
     for (int r = 0; r < N; r++) wide::store_sums(found + r * apart, sums[r], count);
 }
 
-// One row of x with short rows of the matrix, of V times 32 numbers: x stays in registers.
+// One row of x, V vectors in registers, with `count` rows of the matrix, which are as short. Where the sums of a known count
+// need few vectors besides, they stay in registers too: a core's last stores may still wait for another's cache.
+template <int V>
+AVX512 inline __attribute__((always_inline)) void short_rows(const uint8_t *row, int64_t stride, int64_t count, const uint8_t *ahead,
+                                                             const __m512bh (&x)[V], float *found) {
+    __m512 sums[TOGETHER];
+    const auto product = [&](int64_t one) AVX512 {
+        __m512 total = _mm512_setzero_ps();
+        for (int v = 0; v < V; v++) {
+            _mm_prefetch((const char *)(ahead + one * stride + 64 * v), _MM_HINT_T1);
+            total = _mm512_dpbf16_ps(total, (__m512bh)_mm512_loadu_si512(row + one * stride + 64 * v), x[v]);
+        }
+        return total;
+    };
+    if constexpr (V <= 2) {
+#pragma GCC unroll 16
+        for (int64_t one = 0; one < count; one++) sums[one] = product(one);
+    } else {
+#pragma GCC unroll 1
+        for (int64_t one = 0; one < count; one++) sums[one] = product(one);
+    }
+    wide::store_sums(found, sums, count);
+}
+
 template <int V>
 AVX512 void short_avx512(const Matrix &m, const uint8_t *row, int64_t count, const uint8_t *ahead, const Rows &x, int64_t first,
                          float *found, int64_t) {
     __m512bh part[V];
     for (int v = 0; v < V; v++) part[v] = (__m512bh)_mm512_loadu_si512(&x.wide[first * m.in + 32 * v]);
-    const int64_t stride = m.stride;
-    __m512 sums[TOGETHER];
-    for (int64_t one = 0; one < count; one++, row += stride, ahead += stride) {
-        __m512 total = _mm512_setzero_ps();
-        for (int v = 0; v < V; v++) {
-            _mm_prefetch((const char *)(ahead + 64 * v), _MM_HINT_T1);
-            total = _mm512_dpbf16_ps(total, (__m512bh)_mm512_loadu_si512(row + 64 * v), part[v]);
-        }
-        sums[one] = total;
-    }
-    wide::store_sums(found, sums, count);
+    if (count == TOGETHER) short_rows<V>(row, m.stride, TOGETHER, ahead, part, found);
+    else short_rows<V>(row, m.stride, count, ahead, part, found);
 }
 
 #define EACH(name) {each<name<1>>, each<name<2>>, each<name<3>>, each<name<4>>, each<name<5>>, each<name<6>>, each<name<7>>, each<name<8>>}
