@@ -105,6 +105,45 @@ def test_experts_of_several_formats_share_a_call(seed: int, counts: list[int]) -
     assert relative_error(swiglu(x, experts), swiglu_twin(x, experts)) < 1e-2
 
 
+@levels
+@pytest.mark.usefixtures("at_level")
+@given(
+    seed=seeds,
+    width=st.sampled_from([32, 40, 96, 160, 512, 544]),
+    inner=st.sampled_from([32, 64, 96]),
+    runs=st.lists(
+        st.tuples(st.sampled_from(["of one token", "of another", "wider", "now and then apart"]), st.integers(1, 9)),
+        min_size=1,
+        max_size=4,
+    ),
+    threads=st.integers(1, 4),
+)
+def test_narrow_experts_of_a_token_add_up_to_what_each_finds(
+    seed: int, width: int, inner: int, runs: list[tuple[str, int]], threads: int
+) -> None:
+    source = generator(seed)
+    # Sums of these are exact in any order: all round alike between the products.
+    x = torch.randint(-4, 5, (2, width), generator=source).float()
+    experts = []
+    for kind, i in ((kind, i) for kind, n in runs for i in range(n)):
+        numbers = 128 if kind == "wider" else inner
+        gate_up = torch.randint(-4, 5, (2 * numbers, 2 * width), generator=source).bfloat16() / 64
+        down = torch.randn(width, numbers, generator=source).bfloat16()
+        gate_up = gate_up[:, :width] if "apart" in kind and i % 3 == 1 else gate_up[:, :width].contiguous()
+        token = torch.tensor([int(kind == "of another")])
+        experts.append(Expert(gate_up, down, token, torch.rand(1, generator=source)))
+    expected = sum((swiglu(x, [expert]) for expert in experts), torch.zeros(2, width))
+    largest = sum(float(swiglu(x, [expert]).norm()) for expert in experts)
+    found = swiglu(x, experts)
+    assert (found - expected).norm() <= 1e-6 * largest
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        assert torch.equal(swiglu(x, experts), found)
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize(("bits", "group"), FORMATS[1:])
 def test_equal_weights_are_kept(bits: int, group: int) -> None:
     weight = torch.full((2, group), -0.375)

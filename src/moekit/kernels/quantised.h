@@ -27,6 +27,8 @@ inline uint64_t first_bytes(int64_t n) { return n >= 64 ? ~uint64_t(0) : (uint64
 // 1.37; 8 bits: 8 rows 0.95 and 0.88, 12 rows 1.24 and 1.47.
 constexpr int64_t FEW = 8;
 
+inline bool in_tiles(const Matrix &matrix, int64_t n, int level) { return level >= 2 && n > FEW && matrix.bits != 16; }
+
 // As moekit_linear and moekit_swiglu, in tiles that use each number for many rows of x: AVX512 with VNNI, groups alone.
 void linear_in_tiles(const Matrix &matrix, const float *x, int64_t n, float *y, int threads);
 void swiglu_in_tiles(const std::vector<Block> &blocks, const float *x, int64_t n, int64_t width, float *y, int threads);

@@ -1,0 +1,26 @@
+// Products of one row of x with rows of four narrow matrices that are read side by side.
+#pragma once
+
+#include "rows.h"
+
+namespace rows {
+
+constexpr int SIDE = 4;
+
+// Rows of four matrices, and what is read later, which is asked for now.
+struct Four {
+    const uint8_t *rows[SIDE], *ahead[SIDE];
+    int64_t stride, in;
+};
+
+// Whether four blocks in bfloat16 whose second matrices have rows of `inner` numbers are read faster side by side. One after the
+// other against that in us, width 512, one token from memory on two cores: 64 blocks of 32 numbers 159 and 141, 32 of 64
+// 155 and 142, 16 of 96 106 and 106, 16 of 128 137 and 140.
+inline bool narrow(int64_t inner) { return inner == 32 || inner == 64; }
+
+// `count` rows of each, at most TOGETHER, times x, to found[matrix][row]. `in` is a multiple of 32.
+void four_apart(const Four &four, int64_t count, const uint16_t *x, float *const *found);
+// The sums over the four of weight * (row * that matrix's x), to found[row], for TOGETHER rows of each. `in` is narrow.
+void four_added(const Four &four, const uint16_t *const *x, const float *weights, float *found);
+
+}  // namespace rows

@@ -1,0 +1,271 @@
+// SwiGLU blocks with few rows each, in one parallel region: as the products of linear.cpp, each thread reads streams.
+
+#include "quantised.h"
+#include "side_by_side.h"
+#include "stretches.h"
+
+namespace rows {
+namespace {
+
+constexpr int64_t OUTER = 16;  // rows of a second matrix that a thread takes at least
+constexpr int64_t SIDE_AHEAD = 1024;  // bytes of each of the matrices side by side that are asked for before they are needed
+
+// A block on its way.
+struct Work {
+    const Block *block;
+    Matrix gate, up, down;
+    Some x, inner;
+    float *gates, *ups, *outs;
+};
+
+Matrix part_of(const Matrix &matrix, int64_t begin, int64_t out) {
+    Matrix part = matrix;
+    part.rows += begin * matrix.stride, part.out = out;
+    return part;
+}
+
+// All blocks on their way, and what they have room in: what they find, and the rows of x that come to them.
+struct Works {
+    std::vector<Work> each;
+    std::vector<Rows> rounded, inner;
+    Buffer<float> room;
+};
+
+// Whether two blocks want the same row of x rounded alike.
+bool alike(const Block &a, const Block &b) {
+    return a.n_rows == 1 && b.n_rows == 1 && *a.tokens == *b.tokens && a.gate_up.bits == b.gate_up.bits &&
+           a.gate_up.group == b.gate_up.group;
+}
+
+// Whether the inner rows of two blocks lie in one piece.
+bool in_one_piece(const Matrix &a, const Matrix &b) { return a.in == b.in && a.bits == b.bits && a.group == b.group; }
+
+// What works on the blocks will share: rows of x, rounded once for neighbours that want it alike, and inner rows.
+void shape_rows(Works &works, const std::vector<Block> &blocks, const float *x, int64_t width) {
+    works.rounded.reserve(blocks.size()), works.inner.reserve(blocks.size());
+    for (size_t b = 0; b < blocks.size(); b++) {
+        const Block &block = blocks[b];
+        const int64_t n = block.n_rows;
+        if (!b || !alike(block, blocks[b - 1])) {
+            Rows &rounded = works.rounded.emplace_back();
+            rounded.shape(n, width, block.gate_up.bits, block.gate_up.group);
+            for (int64_t r = 0; r < n; r++) rounded.put(r, x + block.tokens[r] * width, 0, width);
+        }
+        if (!b || !in_one_piece(block.down, blocks[b - 1].down))
+            works.inner.emplace_back().shape(0, block.down.in, block.down.bits, block.down.group);
+        works.each[b].x = {&works.rounded.back(), 0, n};
+        works.each[b].inner = {&works.inner.back(), works.inner.back().n, n};
+        works.inner.back().n += n;
+    }
+    for (Rows &inner : works.inner) inner.shape(inner.n, inner.in, inner.bits, inner.group);
+}
+
+Works works_for(const std::vector<Block> &blocks, const float *x, int64_t width) {
+    Works works = {std::vector<Work>(blocks.size()), {}, {}, {}};
+    shape_rows(works, blocks, x, width);
+    int64_t numbers = 0;
+    for (const Block &block : blocks) numbers += block.n_rows * (2 * rounded_up(block.gate_up.out / 2, 16) + rounded_up(width, 16));
+    works.room.resize(numbers);
+    float *at = works.room.data();
+    for (size_t b = 0; b < blocks.size(); b++) {
+        const Block &block = blocks[b];
+        Work &work = works.each[b];
+        const int64_t inner = block.gate_up.out / 2, gates = block.n_rows * rounded_up(inner, 16);
+        work.block = &block;
+        work.gate = part_of(block.gate_up, 0, inner), work.up = part_of(block.gate_up, inner, inner), work.down = block.down;
+        work.gates = at, work.ups = at + gates, work.outs = at + 2 * gates;
+        at += 2 * gates + block.n_rows * rounded_up(width, 16);
+    }
+    return works;
+}
+
+// Works that are done together: one, or SIDE whose matrices are read side by side, which leave the sum of their outputs
+// to the first. A unit is a part of the inner rows that makes whole groups of the second product's input; `first` is the
+// team's first unit among those of all teams.
+struct Team {
+    Work *works;
+    int64_t n, unit, first;
+
+    int64_t inner() const { return works->gate.out; }
+    int64_t units() const { return works->x.n ? rounded_up(inner(), unit) / unit : 0; }
+};
+
+// Whether SIDE works from this one on are a team.
+bool are_team(const Work *works, int level) {
+    const Matrix &gate = works->gate, &down = works->down;
+    if (level < 2 || gate.bits != 16 || gate.in % 32 || down.bits != 16 || !narrow(down.in)) return false;
+    return std::all_of(works + 1, works + SIDE, [&](const Work &work) {
+        return alike(*works->block, *work.block) && in_one_piece(down, work.down) && gate.stride == work.gate.stride &&
+               down.stride == work.down.stride;
+    });
+}
+
+std::vector<Team> teams_of(std::vector<Work> &works, int level) {
+    std::vector<Team> teams;
+    teams.reserve(works.size());
+    int64_t units = 0;
+    for (size_t b = 0; b < works.size(); b += teams.back().n) {
+        const int64_t n = b + SIDE <= works.size() && are_team(&works[b], level) ? SIDE : 1;
+        teams.push_back({&works[b], n, std::max<int64_t>(works[b].inner.rows->group, 32), units});
+        units += teams.back().units();
+    }
+    return teams;
+}
+
+// Where rows of a team's matrices lie; of none if n is 0.
+struct Place {
+    const uint8_t *rows[SIDE];
+    int64_t n;
+};
+
+Place place_of(const Team &team, const Matrix Work::*matrix, int64_t row) {
+    Place place = {{}, team.n};
+    for (int64_t m = 0; m < team.n; m++) place.rows[m] = (team.works[m].*matrix).rows + row * (team.works[m].*matrix).stride;
+    return place;
+}
+
+// Calls work(four, o, count) for rows [begin, end) of a team's matrices, `count` from row o on; what is read `early` rows
+// later is asked for, as in rows_of.
+template <class Do>
+void side_by_side(const Team &team, const Matrix Work::*matrix, int64_t begin, int64_t end, int64_t early, const Place &after, Do work) {
+    const Place start = place_of(team, matrix, begin);
+    const Matrix &m = team.works->*matrix;
+    Four four = {{}, {}, m.stride, m.in};
+    for (int64_t o = begin, stop; o < end; o = stop) {
+        const bool inside = o + early < end;
+        stop = std::min(o + TOGETHER, inside ? end - early : end);
+        for (int i = 0; i < SIDE; i++) {
+            four.rows[i] = four.ahead[i] = start.rows[i] + (o - begin) * m.stride;
+            if (inside) four.ahead[i] += early * m.stride;
+            else if (after.n == SIDE) four.ahead[i] = after.rows[i] + (o + early - end) * m.stride;
+        }
+        work(four, o, stop - o);
+    }
+}
+
+// Rows [begin, end) of the team's first matrices; as rows_of.
+void first_rows(const Team &team, const Matrix Work::*matrix, float *Work::*found, int64_t begin, int64_t end, const Place &after, int level) {
+    const Work *works = team.works;
+    const Matrix &m = works->*matrix;
+    if (team.n == 1) return rows_of(m, level, works->x, begin, end, after.rows[0], works->*found + begin, team.inner());
+    const uint16_t *x = &works->x.rows->wide[works->x.first * m.in];
+    const int64_t early = std::max<int64_t>(SIDE_AHEAD / m.stride, 1);
+    side_by_side(team, matrix, begin, end, early, after, [&](const Four &four, int64_t o, int64_t count) {
+        float *to[SIDE];
+        for (int i = 0; i < SIDE; i++) to[i] = works[i].*found + o;
+        four_apart(four, count, x, to);
+    });
+}
+
+// Rows [begin, end) of the team's second matrices; as rows_of.
+void second_rows(const Team &team, int64_t begin, int64_t end, const Place &after, int64_t width, int level) {
+    const Work *works = team.works;
+    if (team.n == 1) return rows_of(works->down, level, works->inner, begin, end, after.rows[0], works->outs + begin, width);
+    const uint16_t *x[SIDE];
+    float weights[SIDE];
+    for (int i = 0; i < SIDE; i++) {
+        x[i] = &works[i].inner.rows->wide[works[i].inner.first * works[i].down.in];
+        weights[i] = *works[i].block->weights;
+    }
+    // The width is a multiple of 32: all stretches have TOGETHER rows.
+    side_by_side(team, &Work::down, begin, end, TOGETHER, after, [&](const Four &four, int64_t o, int64_t) {
+        four_added(four, x, weights, works->outs + o);
+    });
+}
+
+// silu(gate) * up for inner numbers [begin, end), rounded for the second product; gates are lost.
+void activate(Work &work, int64_t begin, int64_t end, int level) {
+    const int64_t inner = work.gate.out;
+    for (int64_t r = 0; r < work.x.n; r++) {
+        float *gates = work.gates + r * inner;
+        gated(gates + begin, work.ups + r * inner + begin, gates + begin, end - begin, level);
+        work.inner.rows->put(work.inner.first + r, gates, begin, end);
+    }
+}
+
+// The inner numbers of the units of `span`, team by team.
+void gate_and_up(const std::vector<Team> &teams, Span span, const Place &after, int level) {
+    for (const Team &team : teams) {
+        const int64_t first = std::max(span.begin, team.first), last = std::min(span.end, team.first + team.units());
+        if (first >= last) continue;
+        const int64_t begin = (first - team.first) * team.unit;
+        const int64_t end = std::min((last - team.first) * team.unit, team.inner());
+        const Team *next = &team + 1;
+        while (next < teams.data() + teams.size() && !next->units()) next++;
+        const Place then = last < span.end ? place_of(*next, &Work::gate, 0) : after;
+        first_rows(team, &Work::gate, &Work::gates, begin, end, place_of(team, &Work::up, begin), level);
+        first_rows(team, &Work::up, &Work::ups, begin, end, then, level);
+        for (int64_t i = 0; i < team.n; i++) activate(team.works[i], begin, end, level);
+    }
+}
+
+// Rows of the second matrices, in stretches of OUTER; `span` counts those of all teams, one after the other.
+void down(const std::vector<Team> &teams, Span span, const Place &after, int64_t width, int level) {
+    const int64_t each = rounded_up(width, OUTER) / OUTER;
+    for (int64_t t = span.begin / each; t * each < span.end; t++) {
+        const int64_t first = std::max(span.begin - t * each, int64_t(0)), last = std::min(span.end - t * each, each);
+        const Place then = last < span.end - t * each ? place_of(teams[t + 1], &Work::down, 0) : after;
+        second_rows(teams[t], first * OUTER, std::min(last * OUTER, width), then, width, level);
+    }
+}
+
+// y += what the teams found for it, in their order whatever the threads.
+void combine(const std::vector<Team> &teams, Span columns, float *y, int64_t width) {
+    for (const Team &team : teams) {
+        const Work &work = *team.works;
+        for (int64_t r = 0; r < work.x.n; r++) {
+            const float weight = team.n == 1 ? work.block->weights[r] : 1, *found = work.outs + r * width;
+            float *to = y + work.block->tokens[r] * width;
+            for (int64_t o = columns.begin; o < columns.end; o++) to[o] += weight * found[o];
+        }
+    }
+}
+
+void swiglu_by_rows(const std::vector<Block> &blocks, const float *x, int64_t width, float *y, int threads, int level) {
+    Works all = works_for(blocks, x, width);
+    const std::vector<Team> teams = teams_of(all.each, level);
+    const int64_t units = teams.back().first + teams.back().units(), each = rounded_up(width, OUTER) / OUTER;
+    Turns inner(units, threads), outer(each * int64_t(teams.size()), threads);
+    const auto gate_at = [&](int64_t which) {
+        const Team *team = &teams.back();
+        while (which < team->first) team--;
+        return place_of(*team, &Work::gate, (which - team->first) * team->unit);
+    };
+    const auto down_at = [&](const Span &span) {
+        return any(span) ? place_of(teams[span.begin / each], &Work::down, span.begin % each * OUTER) : Place{};
+    };
+#pragma omp parallel num_threads(threads)
+    {
+        const Span first = outer.next();
+        in_turn(inner, inner.next(), [&](Span span, Span following) {
+            gate_and_up(teams, span, any(following) ? gate_at(following.begin) : down_at(first), level);
+        });
+#pragma omp barrier
+        in_turn(outer, first, [&](Span span, Span following) { down(teams, span, down_at(following), width, level); });
+#pragma omp barrier
+        const int64_t part = rounded_up(rounded_up(width, omp_get_num_threads()) / omp_get_num_threads(), 16);
+        const int64_t begin = std::min(omp_get_thread_num() * part, width);
+        combine(teams, {begin, std::min(begin + part, width)}, y, width);
+    }
+}
+
+}  // namespace
+}  // namespace rows
+
+using namespace rows;
+
+extern "C" {
+
+// y[t] += sum over the blocks that t comes to of weight * down (silu(gate x[t]) * up x[t]).
+void moekit_swiglu(const moekit_block *blocks, int64_t n_blocks, const float *x, int64_t n, int64_t width, float *y,
+                   int threads, int level) {
+    std::vector<Block> few, many;
+    few.reserve(n_blocks);
+    for (const Block *block = blocks; block < blocks + n_blocks; block++) {
+        const bool tiled = in_tiles(block->gate_up, block->n_rows, level) && in_tiles(block->down, block->n_rows, level);
+        (tiled ? many : few).push_back(*block);
+    }
+    if (!few.empty()) swiglu_by_rows(few, x, width, y, threads, level);
+    if (!many.empty()) swiglu_in_tiles(many, x, n, width, y, threads);
+}
+}
