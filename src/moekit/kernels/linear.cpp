@@ -57,8 +57,7 @@ void linear_by_rows(std::vector<Product> &products, int threads, int level) {
 void rows_of(const Matrix &m, int level, const Some &x, int64_t begin, int64_t end, const uint8_t *after, float *found,
              int64_t apart) {
     const Dot *dot = dots(m, level);
-    const int64_t length = std::max<int64_t>(m.stride, 1), bytes = m.bits == 16 ? FAR_AHEAD : AHEAD;
-    const int64_t early = std::max<int64_t>(rounded_up(bytes, length) / length, 1);
+    const int64_t length = std::max<int64_t>(m.stride, 1), early = rounded_up(AHEAD, length) / length;
     for (int64_t o = begin, stop; o < end; o = stop) {
         const uint8_t *row = m.rows + o * m.stride, *ahead = row + early * m.stride;
         if (o + early >= end) ahead = after ? after + (o + early - end) * m.stride : row;

@@ -38,7 +38,7 @@ AVX2 void dot_avx2(const Matrix &m, const uint8_t *row, const uint8_t *ahead, co
     for (int r = 0; r < N; r++) total[r][0] = total[r][1] = _mm256_setzero_ps();
     const uint16_t *base = &x.wide[first * m.in];
     for (int64_t i = 0; i < m.in; i += 16) {
-        _mm_prefetch((const char *)(ahead + 2 * i), _MM_HINT_T1);
+        _mm_prefetch((const char *)(ahead + 2 * i), _MM_HINT_T0);
         __m256 low = widen8(row + 2 * i), high = widen8(row + 2 * i + 16);
         for (int r = 0; r < N; r++) {
             total[r][0] = _mm256_fmadd_ps(low, widen8(base + r * m.in + i), total[r][0]);
@@ -64,13 +64,13 @@ AVX512 void dot_avx512(const Matrix &m, const uint8_t *row, int64_t count, const
         for (; i + 32 * CHAINS <= m.in; i += 32 * CHAINS)
             for (int c = 0; c < CHAINS; c++) {
                 const int64_t at = i + 32 * c;
-                _mm_prefetch((const char *)(ahead + 2 * at), _MM_HINT_T1);
+                _mm_prefetch((const char *)(ahead + 2 * at), _MM_HINT_T0);
                 __m512bh w = (__m512bh)_mm512_loadu_si512(row + 2 * at);
                 for (int r = 0; r < N; r++)
                     total[r][c] = _mm512_dpbf16_ps(total[r][c], w, (__m512bh)_mm512_loadu_si512(base + r * m.in + at));
             }
         for (int c = 0; c + 1 < CHAINS && i < m.in; c++, i += 32) {
-            _mm_prefetch((const char *)(ahead + 2 * i), _MM_HINT_T1);
+            _mm_prefetch((const char *)(ahead + 2 * i), _MM_HINT_T0);
             __m512bh w = (__m512bh)_mm512_loadu_si512(row + 2 * i);
             for (int r = 0; r < N; r++)
                 total[r][c] = _mm512_dpbf16_ps(total[r][c], w, (__m512bh)_mm512_loadu_si512(base + r * m.in + i));
@@ -92,7 +92,7 @@ AVX512 inline __attribute__((always_inline)) void short_rows(const uint8_t *row,
     const auto product = [&](int64_t one) AVX512 {
         __m512 total = _mm512_setzero_ps();
         for (int v = 0; v < V; v++) {
-            _mm_prefetch((const char *)(ahead + one * stride + 64 * v), _MM_HINT_T1);
+            _mm_prefetch((const char *)(ahead + one * stride + 64 * v), _MM_HINT_T0);
             total = _mm512_dpbf16_ps(total, (__m512bh)_mm512_loadu_si512(row + one * stride + 64 * v), x[v]);
         }
         return total;
