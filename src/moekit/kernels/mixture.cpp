@@ -26,15 +26,15 @@ struct Chosen {
     std::vector<int64_t> experts;
 };
 
-Chosen by_expert(const int64_t *experts, const float *weights, int64_t n, int64_t top_k) {
+Chosen by_expert(const int64_t *experts, const float *weights, int64_t n, int64_t top_k, int64_t n_experts) {
     const int64_t size = n * top_k;
-    std::vector<uint64_t> keys(size);
-    for (int64_t i = 0; i < size; i++) keys[i] = uint64_t(experts[i]) << 32 | i;
-    std::sort(keys.begin(), keys.end());
+    std::vector<int32_t> next(n_experts + 1);  // where an expert's next row comes
+    for (int64_t i = 0; i < size; i++) next[experts[i] + 1]++;
+    for (int64_t e = 1; e < n_experts; e++) next[e] += next[e - 1];
     Chosen found = {{std::vector<int64_t>(size), std::vector<float>(size)}, std::vector<int64_t>(size)};
     for (int64_t i = 0; i < size; i++) {
-        const uint32_t place = uint32_t(keys[i]);
-        found.rows.tokens[i] = place / uint32_t(top_k), found.rows.weights[i] = weights[place], found.experts[i] = keys[i] >> 32;
+        const int64_t row = next[experts[i]]++;
+        found.rows.tokens[row] = i / top_k, found.rows.weights[row] = weights[i], found.experts[row] = experts[i];
     }
     return found;
 }
@@ -50,7 +50,7 @@ Chosen choose_for_all(const moekit_mixture &mixture, const moekit_call &call, in
         const int64_t at = t * choice.n_experts, chosen = t * choice.top_k;
         choice::choose(choice, logits + at, scores + at, experts + chosen, weights + chosen, room.data(), level);
     }
-    return by_expert(experts, weights, mixture.n, choice.top_k);
+    return by_expert(experts, weights, mixture.n, choice.top_k, choice.n_experts);
 }
 
 // All rows, by the weights of the shared experts.

@@ -15,9 +15,10 @@ AVX512 inline __attribute__((always_inline)) __m512 plus_product(__m512 total, c
     return _mm512_dpbf16_ps(total, (__m512bh)_mm512_loadu_si512(row), (__m512bh)_mm512_loadu_si512(x));
 }
 
-// Rows of V vectors. The sums stay in registers: see short_rows.
+// Rows of V vectors; all or none of them are inside. The sums stay in registers: see short_rows.
 template <int V>
 AVX512 void added_avx512(const Four &four, const uint16_t *const *x, const float *weights, float *found) {
+    const uint8_t *const *ahead = four.inside > 0 ? four.ahead : four.after;
     __m512 sums[TOGETHER];
 #pragma GCC unroll 16
     for (int64_t one = 0; one < TOGETHER; one++) {
@@ -26,7 +27,7 @@ AVX512 void added_avx512(const Four &four, const uint16_t *const *x, const float
         for (int m = 0; m < SIDE; m++) {
             __m512 total = _mm512_setzero_ps();
             for (int v = 0; v < V; v++)
-                total = plus_product(total, four.rows[m] + at + 64 * v, four.ahead[m] + at + 64 * v, x[m] + 32 * v);
+                total = plus_product(total, four.rows[m] + at + 64 * v, ahead[m] + at + 64 * v, x[m] + 32 * v);
             sums[one] = _mm512_fmadd_ps(_mm512_set1_ps(weights[m]), total, sums[one]);
         }
     }
@@ -38,6 +39,7 @@ AVX512 void added_avx512(const Four &four, const uint16_t *const *x, const float
 AVX512 void four_apart(const Four &four, int64_t count, const uint16_t *x, float *const *found) {
     __m512 sums[SIDE][TOGETHER];
     for (int64_t one = 0; one < count; one++) {
+        const uint8_t *const *ahead = one < four.inside ? four.ahead : four.after;
         __m512 total[SIDE][CHAINS];
         for (int m = 0; m < SIDE; m++)
             for (int c = 0; c < CHAINS; c++) total[m][c] = _mm512_setzero_ps();
@@ -46,7 +48,7 @@ AVX512 void four_apart(const Four &four, int64_t count, const uint16_t *x, float
                 for (int c = 0; c < CHAINS; c++) {
                     const int64_t number = i + 32 * c, at = one * four.stride + 2 * number;
                     if (number < four.in)
-                        total[m][c] = plus_product(total[m][c], four.rows[m] + at, four.ahead[m] + at, x + number);
+                        total[m][c] = plus_product(total[m][c], four.rows[m] + at, ahead[m] + at, x + number);
                 }
         for (int m = 0; m < SIDE; m++) {
             for (int c = 1; c < CHAINS; c++) total[m][0] = _mm512_add_ps(total[m][0], total[m][c]);

@@ -7,10 +7,10 @@ namespace rows {
 
 constexpr int SIDE = 4;
 
-// Rows of four matrices, and what is read later, which is asked for now.
+// Rows of four matrices. With row i is asked for row i from `ahead` on while i < inside, then from `after` on.
 struct Four {
-    const uint8_t *rows[SIDE], *ahead[SIDE];
-    int64_t stride, in;
+    const uint8_t *rows[SIDE], *ahead[SIDE], *after[SIDE];
+    int64_t stride, in, inside;
 };
 
 // Whether four blocks in bfloat16 whose second matrices have rows of `inner` numbers are read faster side by side. One after the

@@ -8,7 +8,6 @@ namespace rows {
 namespace {
 
 constexpr int64_t OUTER = 16;  // rows of a second matrix that a thread takes at least
-constexpr int64_t SIDE_AHEAD = 1024;  // bytes of each of the matrices side by side that are asked for before they are needed
 
 // A block on its way.
 struct Work {
@@ -130,16 +129,15 @@ template <class Do>
 void side_by_side(const Team &team, const Matrix Work::*matrix, int64_t begin, int64_t end, int64_t early, const Place &after, Do work) {
     const Place start = place_of(team, matrix, begin);
     const Matrix &m = team.works->*matrix;
-    Four four = {{}, {}, m.stride, m.in};
-    for (int64_t o = begin, stop; o < end; o = stop) {
-        const bool inside = o + early < end;
-        stop = std::min(o + TOGETHER, inside ? end - early : end);
+    Four four = {{}, {}, {}, m.stride, m.in, 0};
+    for (int64_t o = begin; o < end; o += TOGETHER) {
+        four.inside = end - early - o;
         for (int i = 0; i < SIDE; i++) {
-            four.rows[i] = four.ahead[i] = start.rows[i] + (o - begin) * m.stride;
-            if (inside) four.ahead[i] += early * m.stride;
-            else if (after.n == SIDE) four.ahead[i] = after.rows[i] + (o + early - end) * m.stride;
+            four.rows[i] = start.rows[i] + (o - begin) * m.stride;
+            four.ahead[i] = four.rows[i] + early * m.stride;
+            four.after[i] = after.n == SIDE ? after.rows[i] - four.inside * m.stride : four.rows[i];
         }
-        work(four, o, stop - o);
+        work(four, o, std::min<int64_t>(TOGETHER, end - o));
     }
 }
 
@@ -149,7 +147,7 @@ void first_rows(const Team &team, const Matrix Work::*matrix, float *Work::*foun
     const Matrix &m = works->*matrix;
     if (team.n == 1) return rows_of(m, level, works->x, begin, end, after.rows[0], works->*found + begin, team.inner());
     const uint16_t *x = &works->x.rows->wide[works->x.first * m.in];
-    const int64_t early = std::max<int64_t>(SIDE_AHEAD / m.stride, 1);
+    const int64_t early = std::max<int64_t>(AHEAD / SIDE / m.stride, 1);
     side_by_side(team, matrix, begin, end, early, after, [&](const Four &four, int64_t o, int64_t count) {
         float *to[SIDE];
         for (int i = 0; i < SIDE; i++) to[i] = works[i].*found + o;
