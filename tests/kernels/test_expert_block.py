@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from thread_counts import threads_of_torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -119,13 +120,10 @@ def test_more_rows_than_wait_in_the_caches(dtype: torch.dtype, width: int) -> No
 @settings(max_examples=20)
 @given(case=cases(), threads=st.sampled_from([1, 2, 4]))
 def test_the_result_does_not_depend_on_the_number_of_threads(case: Case, threads: int) -> None:
-    y, before = case.compiled(), torch.get_num_threads()
-    try:
-        torch.set_num_threads(threads)
+    y = case.compiled()
+    with threads_of_torch(threads):
         again = case.compiled()
         gradients = case.gradients(again)
-    finally:
-        torch.set_num_threads(before)
     assert torch.equal(again, y)
     assert all(torch.equal(one, other) for one, other in zip(gradients, case.gradients(y), strict=True))
 
@@ -164,15 +162,12 @@ def test_rows_added_up_as_they_are_computed_add_up_to_the_whole(case: Case, keep
 @pytest.mark.parametrize("threads", [1, 2, 3, 5, 16, 40])
 def test_narrow_experts_with_many_rows(dtype: torch.dtype, threads: int) -> None:
     """More tokens than a block of sums, more columns than a slice, and threads that share blocks of few tokens."""
-    case, before = Case(7, dtype, (9000, 6, 3, 208, 16), skew=0.3), torch.get_num_threads()
+    case = Case(7, dtype, (9000, 6, 3, 208, 16), skew=0.3)
     assert rows_of(case.x, case.weights, 16, dispatch(case.routing, 1)).scatters
     y = case.compiled()
-    try:
-        torch.set_num_threads(threads)
+    with threads_of_torch(threads):
         assert torch.equal(case.compiled(), y)
         check(case)
-    finally:
-        torch.set_num_threads(before)
 
 
 def test_a_token_may_come_to_an_expert_twice() -> None:
@@ -189,20 +184,17 @@ def test_a_token_may_come_to_an_expert_twice() -> None:
 @pytest.mark.parametrize("width", [48, 64])
 @pytest.mark.parametrize("threads", [1, 3])
 def test_what_is_added_up_during_products_is_all(dtype: torch.dtype, width: int, threads: int) -> None:
-    case, before = Case(6, dtype, (2000, 40, 6, width, 32), skew=0.0), torch.get_num_threads()
+    case = Case(6, dtype, (2000, 40, 6, width, 32), skew=0.0)
     x, weights, gate_up, down = (leaf.detach() for leaf in case.leaves())
     rows = rows_of(x, weights, down.shape[-1], dispatch(case.routing, 1))._replace(scatters=False)
     grouped = rows._replace(groups=experts.expert_groups(rows.bounds, 1, rows.bounds[-1] // 5))
     assert len(grouped.groups) > 5
-    try:
-        torch.set_num_threads(threads)
+    with threads_of_torch(threads):
         whole, parts = (experts.forward(x, each, gate_up, down, keep=True) for each in (rows, grouped))
         assert relative_error(parts[0], whole[0].float()) <= ROUNDING[dtype]
         assert whole[1] is not None and parts[1] is not None
         found = experts.backward(x, grouped, gate_up, down, parts[1], case.direction)
         wanted = experts.backward(x, rows, gate_up, down, whole[1], case.direction)
-    finally:
-        torch.set_num_threads(before)
     for mine, theirs in zip(found, wanted, strict=True):
         assert relative_error(mine, theirs.float()) <= ROUNDING[dtype]
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from thread_counts import threads_of_torch
 from torch import Tensor
 
 from moekit.kernels.few_rows import Expert, linear, linear_twin, rounded, swiglu, swiglu_twin
@@ -136,12 +137,8 @@ def test_narrow_experts_of_a_token_add_up_to_what_each_finds(
     largest = sum(float(swiglu(x, [expert]).norm()) for expert in experts)
     found = swiglu(x, experts)
     assert (found - expected).norm() <= 1e-6 * largest
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(threads)
+    with threads_of_torch(threads):
         assert torch.equal(swiglu(x, experts), found)
-    finally:
-        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize(("bits", "group"), FORMATS[1:])

@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from thread_counts import threads_of_torch
 
 from moekit.kernels.library import library
 from moekit.kernels.logits import Logits, computes, gradients, product
@@ -57,12 +58,11 @@ def test_other_types_and_widths_are_left_to_torch() -> None:
 @needs_tiles
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_logits_and_gradients_do_not_depend_on_threads(dtype: torch.dtype) -> None:
-    source, threads = torch.Generator().manual_seed(0), torch.get_num_threads()
+    source = torch.Generator().manual_seed(0)
     x, centroids = (torch.randn(n, 64, generator=source).to(dtype) for n in (1000, 48))
     grad, found = torch.randn(1000, 48, generator=source).to(dtype), []
     for n in (1, 2, 4):
-        torch.set_num_threads(n)
-        found.append([product(x, centroids), *gradients(x, centroids, grad)])
-    torch.set_num_threads(threads)
+        with threads_of_torch(n):
+            found.append([product(x, centroids), *gradients(x, centroids, grad)])
     for each in found[1:]:
         assert all(torch.equal(a, b) for a, b in zip(each, found[0], strict=True))

@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from thread_counts import threads_of_torch
 from torch import Tensor
 
 from moekit.kernels.one_query import Past, Turn, attend, attend_twin
@@ -81,16 +82,12 @@ def test_one_token_attends_as_its_twin(
 def test_a_past_is_divided_among_threads_without_a_trace(past_type: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(0)
     turn = Turn(torch.ones(1, 64), torch.zeros(1, 64), False)
-    threads = torch.get_num_threads()
     keys, values = (torch.randn(1, 1, 999, 128, generator=generator).to(past_type) for _ in range(2))
     q, k, v = torch.randn(3, 1, 1, 128, generator=generator).unbind()
     found = []
-    try:
-        for n in (1, 2, 3, 4):
-            torch.set_num_threads(n)
+    for n in (1, 2, 3, 4):
+        with threads_of_torch(n):
             found.append(attend(q, k, v, turn, Past(keys.clone(), values.clone(), 998), 0.3, 128))
-    finally:
-        torch.set_num_threads(threads)
     for each in found[1:]:
         assert relative_error(each, found[0]) <= 2e-6
 
