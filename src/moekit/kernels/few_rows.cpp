@@ -1,4 +1,4 @@
-// The products of linear.cpp for rows and results in float32 or bfloat16: around a product of one row, converting and
+// The products of linear.cpp and swiglu.cpp for rows and results in float32 or bfloat16: around a product of one row, converting and
 // clearing by an operation each would take a share of its time.
 
 #include "loops.h"
