@@ -57,9 +57,10 @@ void linear_by_rows(std::vector<Product> &products, int threads, int level) {
 void rows_of(const Matrix &m, int level, const Some &x, int64_t begin, int64_t end, const uint8_t *after, float *found,
              int64_t apart) {
     const Dot *dot = dots(m, level);
-    const int64_t length = std::max<int64_t>(m.stride, 1), early = rounded_up(AHEAD, length) / length;
+    const int64_t length = std::max<int64_t>(m.stride, 1), early = AHEAD / length;
     for (int64_t o = begin, stop; o < end; o = stop) {
-        const uint8_t *row = m.rows + o * m.stride, *ahead = row + early * m.stride;
+        // Of a longer row, what lies later in it is asked for, and the beginning of the next.
+        const uint8_t *row = m.rows + o * m.stride, *ahead = row + (early ? early * m.stride : AHEAD);
         if (o + early >= end) ahead = after ? after + (o + early - end) * m.stride : row;
         stop = std::min(o + TOGETHER, o + early < end ? end - early : end);
         for (int64_t first = 0; first < x.n; first += MOST) {

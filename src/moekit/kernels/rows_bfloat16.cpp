@@ -1,5 +1,7 @@
 // Products of bfloat16 rows of a matrix, one after the other, with a few rows of x.
 
+#include <unistd.h>
+
 #include "rows.h"
 #include "wide.h"
 
@@ -49,7 +51,7 @@ AVX2 void dot_avx2(const Matrix &m, const uint8_t *row, const uint8_t *ahead, co
 }
 
 // in must be a multiple of 32.
-template <int N>
+template <int N, Cache CACHE>
 AVX512 void dot_avx512(const Matrix &m, const uint8_t *row, int64_t count, const uint8_t *ahead, const Rows &x, int64_t first,
                        float *found, int64_t apart) {
     // With one row of x, several sums hide the latency of the products.
@@ -64,13 +66,13 @@ AVX512 void dot_avx512(const Matrix &m, const uint8_t *row, int64_t count, const
         for (; i + 32 * CHAINS <= m.in; i += 32 * CHAINS)
             for (int c = 0; c < CHAINS; c++) {
                 const int64_t at = i + 32 * c;
-                _mm_prefetch((const char *)(ahead + 2 * at), _MM_HINT_T0);
+                ask<CACHE>(ahead + 2 * at);
                 __m512bh w = (__m512bh)_mm512_loadu_si512(row + 2 * at);
                 for (int r = 0; r < N; r++)
                     total[r][c] = _mm512_dpbf16_ps(total[r][c], w, (__m512bh)_mm512_loadu_si512(base + r * m.in + at));
             }
         for (int c = 0; c + 1 < CHAINS && i < m.in; c++, i += 32) {
-            _mm_prefetch((const char *)(ahead + 2 * i), _MM_HINT_T0);
+            ask<CACHE>(ahead + 2 * i);
             __m512bh w = (__m512bh)_mm512_loadu_si512(row + 2 * i);
             for (int r = 0; r < N; r++)
                 total[r][c] = _mm512_dpbf16_ps(total[r][c], w, (__m512bh)_mm512_loadu_si512(base + r * m.in + i));
@@ -85,14 +87,14 @@ AVX512 void dot_avx512(const Matrix &m, const uint8_t *row, int64_t count, const
 
 // One row of x, V vectors in registers, with `count` rows of the matrix, which are as short. Where the sums of a known count
 // need few vectors besides, they stay in registers too: a core's last stores may still wait for another's cache.
-template <int V>
+template <int V, Cache CACHE>
 AVX512 inline __attribute__((always_inline)) void short_rows(const uint8_t *row, int64_t stride, int64_t count, const uint8_t *ahead,
                                                              const __m512bh (&x)[V], float *found) {
     __m512 sums[TOGETHER];
     const auto product = [&](int64_t one) AVX512 {
         __m512 total = _mm512_setzero_ps();
         for (int v = 0; v < V; v++) {
-            _mm_prefetch((const char *)(ahead + one * stride + 64 * v), _MM_HINT_T0);
+            ask<CACHE>(ahead + one * stride + 64 * v);
             total = _mm512_dpbf16_ps(total, (__m512bh)_mm512_loadu_si512(row + one * stride + 64 * v), x[v]);
         }
         return total;
@@ -107,28 +109,44 @@ AVX512 inline __attribute__((always_inline)) void short_rows(const uint8_t *row,
     wide::store_sums(found, sums, count);
 }
 
-template <int V>
+template <int V, Cache CACHE>
 AVX512 void short_avx512(const Matrix &m, const uint8_t *row, int64_t count, const uint8_t *ahead, const Rows &x, int64_t first,
                          float *found, int64_t) {
     __m512bh part[V];
     for (int v = 0; v < V; v++) part[v] = (__m512bh)_mm512_loadu_si512(&x.wide[first * m.in + 32 * v]);
-    if (count == TOGETHER) short_rows<V>(row, m.stride, TOGETHER, ahead, part, found);
-    else short_rows<V>(row, m.stride, count, ahead, part, found);
+    if (count == TOGETHER) short_rows<V, CACHE>(row, m.stride, TOGETHER, ahead, part, found);
+    else short_rows<V, CACHE>(row, m.stride, count, ahead, part, found);
 }
 
 #define EACH(name) {each<name<1>>, each<name<2>>, each<name<3>>, each<name<4>>, each<name<5>>, each<name<6>>, each<name<7>>, each<name<8>>}
 const Dot PLAIN[] = EACH(dot_plain), HALF[] = EACH(dot_avx2);
-#define WHOLE_WITH(first) {first, dot_avx512<2>, dot_avx512<3>, dot_avx512<4>, dot_avx512<5>, dot_avx512<6>, dot_avx512<7>, dot_avx512<8>}
-const Dot WHOLE[] = WHOLE_WITH(dot_avx512<1>);
+template <Cache CACHE, Dot ONE>
+const Dot WITH[MOST] = {ONE, dot_avx512<2, CACHE>, dot_avx512<3, CACHE>, dot_avx512<4, CACHE>, dot_avx512<5, CACHE>,
+                        dot_avx512<6, CACHE>, dot_avx512<7, CACHE>, dot_avx512<8, CACHE>};
 constexpr int64_t SHORT = 8;  // vectors of a row up to which x stays in registers
-const Dot SHORTS[SHORT][MOST] = {
-    WHOLE_WITH(short_avx512<1>), WHOLE_WITH(short_avx512<2>), WHOLE_WITH(short_avx512<3>), WHOLE_WITH(short_avx512<4>),
-    WHOLE_WITH(short_avx512<5>), WHOLE_WITH(short_avx512<6>), WHOLE_WITH(short_avx512<7>), WHOLE_WITH(short_avx512<8>)};
+// By the vectors of a row, 0 for more than SHORT of them.
+template <Cache CACHE>
+const Dot *const WHOLE[SHORT + 1] = {
+    WITH<CACHE, dot_avx512<1, CACHE>>, WITH<CACHE, short_avx512<1, CACHE>>, WITH<CACHE, short_avx512<2, CACHE>>,
+    WITH<CACHE, short_avx512<3, CACHE>>, WITH<CACHE, short_avx512<4, CACHE>>, WITH<CACHE, short_avx512<5, CACHE>>,
+    WITH<CACHE, short_avx512<6, CACHE>>, WITH<CACHE, short_avx512<7, CACHE>>, WITH<CACHE, short_avx512<8, CACHE>>};
 
 }  // namespace
 
+Cache cache_to_ask() {
+#ifdef _SC_LEVEL1_DCACHE_SIZE
+    static const long first = sysconf(_SC_LEVEL1_DCACHE_SIZE);
+#else
+    constexpr long first = 0;
+#endif
+    return first > 32 << 10 ? FIRST : SECOND;
+}
+
 const Dot *bfloat16_dots(const Matrix &matrix, int level) {
-    if (level >= 2 && matrix.in % 32 == 0) return matrix.in && matrix.in <= 32 * SHORT ? SHORTS[matrix.in / 32 - 1] : WHOLE;
+    if (level >= 2 && matrix.in % 32 == 0) {
+        const int64_t vectors = matrix.in <= 32 * SHORT ? matrix.in / 32 : 0;
+        return cache_to_ask() == FIRST ? WHOLE<FIRST>[vectors] : WHOLE<SECOND>[vectors];
+    }
     return level >= 1 && matrix.in % 16 == 0 ? HALF : PLAIN;
 }
 

@@ -10,13 +10,14 @@ namespace {
 constexpr int CHAINS = 4;              // sums of a row that are on their way at once
 constexpr int64_t PIECE = 32 * CHAINS;  // numbers of a row that are read before it is the next matrix's turn
 
+template <Cache CACHE>
 AVX512 inline __attribute__((always_inline)) __m512 plus_product(__m512 total, const uint8_t *row, const uint8_t *ahead, const uint16_t *x) {
-    _mm_prefetch((const char *)ahead, _MM_HINT_T0);
+    ask<CACHE>(ahead);
     return _mm512_dpbf16_ps(total, (__m512bh)_mm512_loadu_si512(row), (__m512bh)_mm512_loadu_si512(x));
 }
 
 // Rows of V vectors; all or none of them are inside. The sums stay in registers: see short_rows.
-template <int V>
+template <int V, Cache CACHE>
 AVX512 void added_avx512(const Four &four, const uint16_t *const *x, const float *weights, float *found) {
     const uint8_t *const *ahead = four.inside > 0 ? four.ahead : four.after;
     __m512 sums[TOGETHER];
@@ -27,16 +28,15 @@ AVX512 void added_avx512(const Four &four, const uint16_t *const *x, const float
         for (int m = 0; m < SIDE; m++) {
             __m512 total = _mm512_setzero_ps();
             for (int v = 0; v < V; v++)
-                total = plus_product(total, four.rows[m] + at + 64 * v, ahead[m] + at + 64 * v, x[m] + 32 * v);
+                total = plus_product<CACHE>(total, four.rows[m] + at + 64 * v, ahead[m] + at + 64 * v, x[m] + 32 * v);
             sums[one] = _mm512_fmadd_ps(_mm512_set1_ps(weights[m]), total, sums[one]);
         }
     }
     wide::store_sums(found, sums, TOGETHER);
 }
 
-}  // namespace
-
-AVX512 void four_apart(const Four &four, int64_t count, const uint16_t *x, float *const *found) {
+template <Cache CACHE>
+AVX512 void apart_avx512(const Four &four, int64_t count, const uint16_t *x, float *const *found) {
     __m512 sums[SIDE][TOGETHER];
     for (int64_t one = 0; one < count; one++) {
         const uint8_t *const *ahead = one < four.inside ? four.ahead : four.after;
@@ -48,7 +48,7 @@ AVX512 void four_apart(const Four &four, int64_t count, const uint16_t *x, float
                 for (int c = 0; c < CHAINS; c++) {
                     const int64_t number = i + 32 * c, at = one * four.stride + 2 * number;
                     if (number < four.in)
-                        total[m][c] = plus_product(total[m][c], four.rows[m] + at, ahead[m] + at, x + number);
+                        total[m][c] = plus_product<CACHE>(total[m][c], four.rows[m] + at, ahead[m] + at, x + number);
                 }
         for (int m = 0; m < SIDE; m++) {
             for (int c = 1; c < CHAINS; c++) total[m][0] = _mm512_add_ps(total[m][0], total[m][c]);
@@ -58,8 +58,16 @@ AVX512 void four_apart(const Four &four, int64_t count, const uint16_t *x, float
     for (int m = 0; m < SIDE; m++) wide::store_sums(found[m], sums[m], count);
 }
 
+}  // namespace
+
+void four_apart(const Four &four, int64_t count, const uint16_t *x, float *const *found) {
+    (cache_to_ask() == FIRST ? apart_avx512<FIRST> : apart_avx512<SECOND>)(four, count, x, found);
+}
+
 void four_added(const Four &four, const uint16_t *const *x, const float *weights, float *found) {
-    (four.in == 32 ? added_avx512<1> : added_avx512<2>)(four, x, weights, found);
+    const bool first = cache_to_ask() == FIRST;
+    if (four.in == 32) (first ? added_avx512<1, FIRST> : added_avx512<1, SECOND>)(four, x, weights, found);
+    else (first ? added_avx512<2, FIRST> : added_avx512<2, SECOND>)(four, x, weights, found);
 }
 
 }  // namespace rows
