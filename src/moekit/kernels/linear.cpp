@@ -33,7 +33,8 @@ struct Product {
 // Products in one parallel region, as one stream.
 void linear_by_rows(std::vector<Product> &products, int threads, int level) {
     const Product &final = products.back();
-    Turns turns(final.first + final.units, threads);
+    std::atomic<int64_t> taken{0};
+    Turns turns(taken, final.first + final.units, threads);
 #pragma omp parallel num_threads(threads)
     in_turn(turns, turns.next(), [&](Span span, Span following) {
         const Product *product = products.data();

@@ -58,6 +58,11 @@ AVX512 void apart_avx512(const Four &four, int64_t count, const uint16_t *x, flo
     for (int m = 0; m < SIDE; m++) wide::store_sums(found[m], sums[m], count);
 }
 
+using Added = void (*)(const Four &, const uint16_t *const *x, const float *weights, float *found);
+// By the vectors of a row.
+template <Cache CACHE>
+const Added ADDED[] = {added_avx512<1, CACHE>, added_avx512<2, CACHE>, added_avx512<3, CACHE>, added_avx512<4, CACHE>};
+
 }  // namespace
 
 void four_apart(const Four &four, int64_t count, const uint16_t *x, float *const *found) {
@@ -65,9 +70,7 @@ void four_apart(const Four &four, int64_t count, const uint16_t *x, float *const
 }
 
 void four_added(const Four &four, const uint16_t *const *x, const float *weights, float *found) {
-    const bool first = cache_to_ask() == FIRST;
-    if (four.in == 32) (first ? added_avx512<1, FIRST> : added_avx512<1, SECOND>)(four, x, weights, found);
-    else (first ? added_avx512<2, FIRST> : added_avx512<2, SECOND>)(four, x, weights, found);
+    (cache_to_ask() == FIRST ? ADDED<FIRST> : ADDED<SECOND>)[four.in / 32 - 1](four, x, weights, found);
 }
 
 }  // namespace rows

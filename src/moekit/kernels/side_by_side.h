@@ -14,9 +14,13 @@ struct Four {
 };
 
 // Whether four blocks in bfloat16 whose second matrices have rows of `inner` numbers are read faster side by side. One after the
-// other against that in us, width 512, one token from memory on two cores: 64 blocks of 32 numbers 159 and 141, 32 of 64
-// 155 and 142, 16 of 96 106 and 106, 16 of 128 137 and 140.
-inline bool narrow(int64_t inner) { return inner == 32 || inner == 64; }
+// other against that in us, width 512, one token from memory on two cores, where the first cache is asked (Zen 5): 64 blocks of 32
+// numbers 159 and 141, 32 of 64 155 and 142, 16 of 96 106 and 106, 16 of 128 137 and 140. Where the second one is (Zen 4): 16 of 96
+// 127 and 112, 12 of 128 118 and 109, 8 of 192 142 and 140, 8 of 256 137 and 137.
+inline bool narrow(int64_t inner) {
+    const int64_t most = cache_to_ask() == FIRST ? 64 : 128;
+    return inner % 32 == 0 && 0 < inner && inner <= most;
+}
 
 // `count` rows of each, at most TOGETHER, times x, to found[matrix][row]. `in` is a multiple of 32.
 void four_apart(const Four &four, int64_t count, const uint16_t *x, float *const *found);

@@ -9,11 +9,11 @@ namespace rows {
 
 inline bool any(const Span &span) { return span.begin < span.end; }
 
-// Hands out stretches of the units [0, total) to threads as they come: long ones first, for memory likes long streams,
-// and short ones in the end, so that no thread waits long for another.
+// Hands out stretches of the units [0, total) to threads as they come, all of which count what is taken: long ones first, for
+// memory likes long streams, and short ones in the end, so that no thread waits long for another.
 class Turns {
   public:
-    Turns(int64_t total, int threads) : total(total), parts(2 * std::max(threads, 1)) {}
+    Turns(std::atomic<int64_t> &taken, int64_t total, int threads) : taken(taken), total(total), parts(2 * std::max(threads, 1)) {}
     Span next() {
         int64_t begin = taken, end;
         do end = begin + std::max<int64_t>((total - begin) / parts, 1);
@@ -22,8 +22,8 @@ class Turns {
     }
 
   private:
+    std::atomic<int64_t> &taken;
     const int64_t total, parts;
-    std::atomic<int64_t> taken{0};
 };
 
 // Calls work(span, the span after it) for the spans that this thread gets, of which `span` is the first.

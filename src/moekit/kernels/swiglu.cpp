@@ -23,9 +23,8 @@ Matrix part_of(const Matrix &matrix, int64_t begin, int64_t out) {
     return part;
 }
 
-// All blocks on their way, and what they have room in: what they find, and the rows of x that come to them.
-struct Works {
-    std::vector<Work> each;
+// What all threads share: rows of x, rounded once for neighbours that want it alike, inner rows, and room for what is found.
+struct Shared {
     std::vector<Rows> rounded, inner;
     Buffer<float> room;
 };
@@ -39,41 +38,44 @@ bool alike(const Block &a, const Block &b) {
 // Whether the inner rows of two blocks lie in one piece.
 bool in_one_piece(const Matrix &a, const Matrix &b) { return a.in == b.in && a.bits == b.bits && a.group == b.group; }
 
-// What works on the blocks will share: rows of x, rounded once for neighbours that want it alike, and inner rows.
-void shape_rows(Works &works, const std::vector<Block> &blocks, const float *x, int64_t width) {
-    works.rounded.reserve(blocks.size()), works.inner.reserve(blocks.size());
+int64_t gates_of(const Block &block) { return block.n_rows * rounded_up(block.gate_up.out / 2, 16); }
+
+Shared shared_by(const std::vector<Block> &blocks, const float *x, int64_t width) {
+    Shared shared;
+    shared.rounded.reserve(blocks.size()), shared.inner.reserve(blocks.size());
+    int64_t numbers = 0;
     for (size_t b = 0; b < blocks.size(); b++) {
         const Block &block = blocks[b];
         const int64_t n = block.n_rows;
         if (!b || !alike(block, blocks[b - 1])) {
-            Rows &rounded = works.rounded.emplace_back();
+            Rows &rounded = shared.rounded.emplace_back();
             rounded.shape(n, width, block.gate_up.bits, block.gate_up.group);
             for (int64_t r = 0; r < n; r++) rounded.put(r, x + block.tokens[r] * width, 0, width);
         }
         if (!b || !in_one_piece(block.down, blocks[b - 1].down))
-            works.inner.emplace_back().shape(0, block.down.in, block.down.bits, block.down.group);
-        works.each[b].x = {&works.rounded.back(), 0, n};
-        works.each[b].inner = {&works.inner.back(), works.inner.back().n, n};
-        works.inner.back().n += n;
+            shared.inner.emplace_back().shape(0, block.down.in, block.down.bits, block.down.group);
+        shared.inner.back().n += n;
+        numbers += 2 * gates_of(block) + n * rounded_up(width, 16);
     }
-    for (Rows &inner : works.inner) inner.shape(inner.n, inner.in, inner.bits, inner.group);
+    for (Rows &inner : shared.inner) inner.shape(inner.n, inner.in, inner.bits, inner.group);
+    shared.room.resize(numbers);
+    return shared;
 }
 
-Works works_for(const std::vector<Block> &blocks, const float *x, int64_t width) {
-    Works works = {std::vector<Work>(blocks.size()), {}, {}, {}};
-    shape_rows(works, blocks, x, width);
-    int64_t numbers = 0;
-    for (const Block &block : blocks) numbers += block.n_rows * (2 * rounded_up(block.gate_up.out / 2, 16) + rounded_up(width, 16));
-    works.room.resize(numbers);
-    float *at = works.room.data();
+// The blocks on their way. Each thread has works of its own: what one core wrote last is slow to come to another.
+std::vector<Work> works_for(const std::vector<Block> &blocks, Shared &shared, int64_t width) {
+    std::vector<Work> works(blocks.size());
+    Rows *rounded = shared.rounded.data(), *inner = shared.inner.data();
+    int64_t before = 0;  // inner rows of blocks whose inner rows lie in the same piece
+    float *at = shared.room.data();
     for (size_t b = 0; b < blocks.size(); b++) {
         const Block &block = blocks[b];
-        Work &work = works.each[b];
-        const int64_t inner = block.gate_up.out / 2, gates = block.n_rows * rounded_up(inner, 16);
-        work.block = &block;
-        work.gate = part_of(block.gate_up, 0, inner), work.up = part_of(block.gate_up, inner, inner), work.down = block.down;
-        work.gates = at, work.ups = at + gates, work.outs = at + 2 * gates;
-        at += 2 * gates + block.n_rows * rounded_up(width, 16);
+        if (b && !alike(block, blocks[b - 1])) rounded++;
+        if (b && !in_one_piece(block.down, blocks[b - 1].down)) inner++, before = 0;
+        const int64_t n = block.n_rows, out = block.gate_up.out / 2, gates = gates_of(block);
+        works[b] = {&block, part_of(block.gate_up, 0, out), part_of(block.gate_up, out, out), block.down,
+                    {rounded, 0, n}, {inner, before, n}, at, at + gates, at + 2 * gates};
+        before += n, at += 2 * gates + n * rounded_up(width, 16);
     }
     return works;
 }
@@ -124,7 +126,7 @@ Place place_of(const Team &team, const Matrix Work::*matrix, int64_t row) {
 }
 
 // Calls work(four, o, count) for rows [begin, end) of a team's matrices, `count` from row o on; what is read `early` rows
-// later is asked for, as in rows_of.
+// later is asked for, or with 0 some bytes later, as in rows_of.
 template <class Do>
 void side_by_side(const Team &team, const Matrix Work::*matrix, int64_t begin, int64_t end, int64_t early, const Place &after, Do work) {
     const Place start = place_of(team, matrix, begin);
@@ -134,7 +136,7 @@ void side_by_side(const Team &team, const Matrix Work::*matrix, int64_t begin, i
         four.inside = end - early - o;
         for (int i = 0; i < SIDE; i++) {
             four.rows[i] = start.rows[i] + (o - begin) * m.stride;
-            four.ahead[i] = four.rows[i] + early * m.stride;
+            four.ahead[i] = four.rows[i] + (early ? early * m.stride : AHEAD / SIDE);
             four.after[i] = after.n == SIDE ? after.rows[i] - four.inside * m.stride : four.rows[i];
         }
         work(four, o, std::min<int64_t>(TOGETHER, end - o));
@@ -147,7 +149,7 @@ void first_rows(const Team &team, const Matrix Work::*matrix, float *Work::*foun
     const Matrix &m = works->*matrix;
     if (team.n == 1) return rows_of(m, level, works->x, begin, end, after.rows[0], works->*found + begin, team.inner());
     const uint16_t *x = &works->x.rows->wide[works->x.first * m.in];
-    const int64_t early = std::max<int64_t>(AHEAD / SIDE / m.stride, 1);
+    const int64_t early = AHEAD / SIDE / m.stride;
     side_by_side(team, matrix, begin, end, early, after, [&](const Four &four, int64_t o, int64_t count) {
         float *to[SIDE];
         for (int i = 0; i < SIDE; i++) to[i] = works[i].*found + o;
@@ -219,11 +221,19 @@ void combine(const std::vector<Team> &teams, Span columns, float *y, int64_t wid
     }
 }
 
-void swiglu_by_rows(const std::vector<Block> &blocks, const float *x, int64_t width, float *y, int threads, int level) {
-    Works all = works_for(blocks, x, width);
-    const std::vector<Team> teams = teams_of(all.each, level);
-    const int64_t units = teams.back().first + teams.back().units(), each = rounded_up(width, OUTER) / OUTER;
-    Turns inner(units, threads), outer(each * int64_t(teams.size()), threads);
+// What threads have taken of the units of first and second matrices.
+struct Taken {
+    std::atomic<int64_t> inner{0}, outer{0};
+};
+
+// One thread's part, in a parallel region.
+void take_part(const std::vector<Block> &blocks, Shared &shared, Taken &taken, int64_t width, float *y, int level) {
+    std::vector<Work> works = works_for(blocks, shared, width);
+    const std::vector<Team> teams = teams_of(works, level);
+    const int64_t each = rounded_up(width, OUTER) / OUTER;
+    const int threads = omp_get_num_threads();
+    Turns inner(taken.inner, teams.back().first + teams.back().units(), threads);
+    Turns outer(taken.outer, each * int64_t(teams.size()), threads);
     const auto gate_at = [&](int64_t which) {
         const Team *team = &teams.back();
         while (which < team->first) team--;
@@ -232,19 +242,23 @@ void swiglu_by_rows(const std::vector<Block> &blocks, const float *x, int64_t wi
     const auto down_at = [&](const Span &span) {
         return any(span) ? place_of(teams[span.begin / each], &Work::down, span.begin % each * OUTER) : Place{};
     };
+    const Span first = outer.next();
+    in_turn(inner, inner.next(), [&](Span span, Span following) {
+        gate_and_up(teams, span, any(following) ? gate_at(following.begin) : down_at(first), level);
+    });
+#pragma omp barrier
+    in_turn(outer, first, [&](Span span, Span following) { down(teams, span, down_at(following), width, level); });
+#pragma omp barrier
+    const int64_t part = rounded_up(rounded_up(width, threads) / threads, 16);
+    const int64_t begin = std::min(omp_get_thread_num() * part, width);
+    combine(teams, {begin, std::min(begin + part, width)}, y, width);
+}
+
+void swiglu_by_rows(const std::vector<Block> &blocks, const float *x, int64_t width, float *y, int threads, int level) {
+    Shared shared = shared_by(blocks, x, width);
+    Taken taken;
 #pragma omp parallel num_threads(threads)
-    {
-        const Span first = outer.next();
-        in_turn(inner, inner.next(), [&](Span span, Span following) {
-            gate_and_up(teams, span, any(following) ? gate_at(following.begin) : down_at(first), level);
-        });
-#pragma omp barrier
-        in_turn(outer, first, [&](Span span, Span following) { down(teams, span, down_at(following), width, level); });
-#pragma omp barrier
-        const int64_t part = rounded_up(rounded_up(width, omp_get_num_threads()) / omp_get_num_threads(), 16);
-        const int64_t begin = std::min(omp_get_thread_num() * part, width);
-        combine(teams, {begin, std::min(begin + part, width)}, y, width);
-    }
+    take_part(blocks, shared, taken, width, y, level);
 }
 
 }  // namespace
