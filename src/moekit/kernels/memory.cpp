@@ -1,10 +1,22 @@
-// How the memory of a process that trains is kept and looked up.
+// How the memory of a process that trains is kept and looked up, and into which cache it is asked for.
 
 #include <cstdint>
 #include <malloc.h>
 #include <sys/mman.h>
+#include <unistd.h>
+
+#include "caches.h"
 
 extern "C" {
+
+Cache moekit_cache_to_ask() {
+#ifdef _SC_LEVEL1_DCACHE_SIZE
+    static const long first = sysconf(_SC_LEVEL1_DCACHE_SIZE);
+#else
+    constexpr long first = 0;
+#endif
+    return first > 32 << 10 ? FIRST : SECOND;
+}
 
 // From now on the C library keeps what is freed for what is asked for next: a page that is new to the process takes ten
 // times as long to write as one that is not, and each training step asks for the same memory again.

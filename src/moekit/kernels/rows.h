@@ -7,6 +7,7 @@
 #include <immintrin.h>
 #include <omp.h>
 
+#include "caches.h"
 #include "lines.h"
 
 #define AVX2 __attribute__((target("avx2,fma,f16c")))
@@ -38,12 +39,6 @@ using Block = moekit_block;
 constexpr int MOST = 8;          // rows of x that share one pass over a matrix
 constexpr int TOGETHER = 16;     // rows of a matrix whose products are summed up and stored together
 constexpr int64_t AHEAD = 4096;  // bytes that are asked for before they are needed
-
-// The cache that bfloat16 is asked for into, with AVX512. From memory on two cores, the second one takes 7 % less time than the first (24 %
-// where memory is fast) if the first holds 32 KiB (Zen 4), and 2 to 5 % more if it holds 48 (Zen 5).
-enum Cache { FIRST, SECOND };
-Cache cache_to_ask();
-template <Cache CACHE> inline void ask(const uint8_t *at) { __builtin_prefetch(at, 0, CACHE == FIRST ? 3 : 2); }
 
 inline int64_t rounded_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 

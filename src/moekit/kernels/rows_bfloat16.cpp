@@ -1,7 +1,5 @@
 // Products of bfloat16 rows of a matrix, one after the other, with a few rows of x.
 
-#include <unistd.h>
-
 #include "rows.h"
 #include "wide.h"
 
@@ -66,13 +64,13 @@ AVX512 void dot_avx512(const Matrix &m, const uint8_t *row, int64_t count, const
         for (; i + 32 * CHAINS <= m.in; i += 32 * CHAINS)
             for (int c = 0; c < CHAINS; c++) {
                 const int64_t at = i + 32 * c;
-                ask<CACHE>(ahead + 2 * at);
+                ask_in<CACHE>(ahead + 2 * at);
                 __m512bh w = (__m512bh)_mm512_loadu_si512(row + 2 * at);
                 for (int r = 0; r < N; r++)
                     total[r][c] = _mm512_dpbf16_ps(total[r][c], w, (__m512bh)_mm512_loadu_si512(base + r * m.in + at));
             }
         for (int c = 0; c + 1 < CHAINS && i < m.in; c++, i += 32) {
-            ask<CACHE>(ahead + 2 * i);
+            ask_in<CACHE>(ahead + 2 * i);
             __m512bh w = (__m512bh)_mm512_loadu_si512(row + 2 * i);
             for (int r = 0; r < N; r++)
                 total[r][c] = _mm512_dpbf16_ps(total[r][c], w, (__m512bh)_mm512_loadu_si512(base + r * m.in + i));
@@ -94,7 +92,7 @@ AVX512 inline __attribute__((always_inline)) void short_rows(const uint8_t *row,
     const auto product = [&](int64_t one) AVX512 {
         __m512 total = _mm512_setzero_ps();
         for (int v = 0; v < V; v++) {
-            ask<CACHE>(ahead + one * stride + 64 * v);
+            ask_in<CACHE>(ahead + one * stride + 64 * v);
             total = _mm512_dpbf16_ps(total, (__m512bh)_mm512_loadu_si512(row + one * stride + 64 * v), x[v]);
         }
         return total;
@@ -133,19 +131,10 @@ const Dot *const WHOLE[SHORT + 1] = {
 
 }  // namespace
 
-Cache cache_to_ask() {
-#ifdef _SC_LEVEL1_DCACHE_SIZE
-    static const long first = sysconf(_SC_LEVEL1_DCACHE_SIZE);
-#else
-    constexpr long first = 0;
-#endif
-    return first > 32 << 10 ? FIRST : SECOND;
-}
-
 const Dot *bfloat16_dots(const Matrix &matrix, int level) {
     if (level >= 2 && matrix.in % 32 == 0) {
         const int64_t vectors = matrix.in <= 32 * SHORT ? matrix.in / 32 : 0;
-        return cache_to_ask() == FIRST ? WHOLE<FIRST>[vectors] : WHOLE<SECOND>[vectors];
+        return moekit_cache_to_ask() == FIRST ? WHOLE<FIRST>[vectors] : WHOLE<SECOND>[vectors];
     }
     return level >= 1 && matrix.in % 16 == 0 ? HALF : PLAIN;
 }

@@ -12,7 +12,7 @@ constexpr int64_t PIECE = 32 * CHAINS;  // numbers of a row that are read before
 
 template <Cache CACHE>
 AVX512 inline __attribute__((always_inline)) __m512 plus_product(__m512 total, const uint8_t *row, const uint8_t *ahead, const uint16_t *x) {
-    ask<CACHE>(ahead);
+    ask_in<CACHE>(ahead);
     return _mm512_dpbf16_ps(total, (__m512bh)_mm512_loadu_si512(row), (__m512bh)_mm512_loadu_si512(x));
 }
 
@@ -66,11 +66,11 @@ const Added ADDED[] = {added_avx512<1, CACHE>, added_avx512<2, CACHE>, added_avx
 }  // namespace
 
 void four_apart(const Four &four, int64_t count, const uint16_t *x, float *const *found) {
-    (cache_to_ask() == FIRST ? apart_avx512<FIRST> : apart_avx512<SECOND>)(four, count, x, found);
+    (moekit_cache_to_ask() == FIRST ? apart_avx512<FIRST> : apart_avx512<SECOND>)(four, count, x, found);
 }
 
 void four_added(const Four &four, const uint16_t *const *x, const float *weights, float *found) {
-    (cache_to_ask() == FIRST ? ADDED<FIRST> : ADDED<SECOND>)[four.in / 32 - 1](four, x, weights, found);
+    (moekit_cache_to_ask() == FIRST ? ADDED<FIRST> : ADDED<SECOND>)[four.in / 32 - 1](four, x, weights, found);
 }
 
 }  // namespace rows

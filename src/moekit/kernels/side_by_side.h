@@ -18,7 +18,7 @@ struct Four {
 // numbers 159 and 141, 32 of 64 155 and 142, 16 of 96 106 and 106, 16 of 128 137 and 140. Where the second one is (Zen 4): 16 of 96
 // 127 and 112, 12 of 128 118 and 109, 8 of 192 142 and 140, 8 of 256 137 and 137.
 inline bool narrow(int64_t inner) {
-    const int64_t most = cache_to_ask() == FIRST ? 64 : 128;
+    const int64_t most = moekit_cache_to_ask() == FIRST ? 64 : 128;
     return inner % 32 == 0 && 0 < inner && inner <= most;
 }
 

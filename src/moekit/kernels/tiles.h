@@ -10,6 +10,7 @@
 #include <cstring>
 #include <type_traits>
 
+#include "caches.h"
 #include "lines.h"
 #include "wide.h"
 
@@ -152,6 +153,7 @@ inline void tile(const Word *a, int64_t stride, const Word *panel, int64_t words
     }
     // Two bases let all eight rows be addressed without a register for each.
     const Word *low = a, *high = a + HALF * stride;
+    const bool second = moekit_cache_to_ask() == SECOND;
     for (int64_t k = 0; k < words; k++) {
         const Word *column = panel + k * COLUMNS;
         __m512i b[V + 1];
@@ -161,8 +163,10 @@ inline void tile(const Word *a, int64_t stride, const Word *panel, int64_t words
         for (int v = 0; v < V; v++) b[v] = _mm512_loadu_si512(column + v * LANES);
         if (REST == 8) half = _mm512_broadcast_i64x4(_mm256_loadu_si256((const __m256i *)(column + V * LANES)));
         if (REST == 4) quarter = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)(column + V * LANES)));
+        const char *later = next + k * ROWS * sizeof(Word);
+        if (second) ask_in<SECOND>(later);
         // Not into the shared cache, where it would take the place of what other experts' rows are read from.
-        _mm_prefetch(next + k * ROWS * sizeof(Word), _MM_HINT_NTA);
+        else _mm_prefetch(later, _MM_HINT_NTA);
         if (ALSO) ask(also[k / EVERY]);
 #pragma GCC unroll 4
         for (int r = 0; r < HALF; r++) {
