@@ -38,7 +38,7 @@ AVX2 void dot_avx2(const Matrix &m, const uint8_t *row, const uint8_t *ahead, co
     for (int r = 0; r < N; r++) total[r][0] = total[r][1] = _mm256_setzero_ps();
     const uint16_t *base = &x.wide[first * m.in];
     for (int64_t i = 0; i < m.in; i += 16) {
-        _mm_prefetch((const char *)(ahead + 2 * i), _MM_HINT_T0);
+        ask_in<FIRST>(ahead + 2 * i);
         __m256 low = widen8(row + 2 * i), high = widen8(row + 2 * i + 16);
         for (int r = 0; r < N; r++) {
             total[r][0] = _mm256_fmadd_ps(low, widen8(base + r * m.in + i), total[r][0]);

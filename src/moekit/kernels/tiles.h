@@ -127,7 +127,7 @@ inline int word(const Word *from) {
     return found;
 }
 
-inline void ask(const void *at) { _mm_prefetch((const char *)at, _MM_HINT_T0); }
+inline void ask(const void *at) { ask_in<FIRST>(at); }
 
 // Lines of memory from anywhere that are asked for while something else is computed, one with every second word of its inner
 // dimension; or null.
