@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from moekit.config.balance import BiasBalance
 from moekit.config.capacity import ExpertCapacity
@@ -185,6 +186,27 @@ def test_who_listens_to_a_part_hears_it(listener: str) -> None:
     layer.get_submodule(listener).register_forward_hook(lambda *_: heard.append(listener))
     layer(x)
     assert heard == [listener]
+
+
+class Halved(nn.Module):
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight / 2
+
+
+@needs_kernels
+@pytest.mark.parametrize("name", ["router.centroids", "experts.gate_up", "shared.down.weight", "shared_gate.weight"])
+@torch.no_grad()
+def test_a_weight_that_is_made_for_each_call_is_no_place_in_memory(name: str) -> None:
+    config = MoEConfig(**CONFIG, n_shared=1, shared_gate=True)
+    halved, made = (layer_of(config, 0, None, (None, None)).requires_grad_(False) for _ in range(2))
+    x = torch.randn(3, 64, generator=generator(0)).bfloat16()
+    halved.get_parameter(name).div_(2)
+    part, _, weight = name.rpartition(".")
+    parametrize.register_parametrization(made.get_submodule(part), weight, Halved())
+    assert made._in_one_call(x, 1, None) is None
+    routing = halved(x).routing
+    assert relative_error(made(x).routing.logits, routing.logits) < 1e-5
+    assert relative_error(plain(made, x, routing).y, halved(x).y) < 2e-2
 
 
 @needs_kernels

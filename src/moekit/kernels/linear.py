@@ -39,7 +39,7 @@ class Linear(Quantisable, InHugePages, nn.Linear):
     def described(self, dtype: torch.dtype) -> Described | None:
         """Where matrix and bias lie, for compiled products with rows of `dtype` that pass this module by; None where
         these would not be the same."""
-        place, bias = None if listened(self) else place_of(self.weight, self.groups, dtype), self.bias
+        place, bias = None if must_be_called(self) else place_of(self.weight, self.groups, dtype), self.bias
         if place is None or (bias is not None and not (bias.dtype == dtype and bias.is_contiguous())):
             return None
         return (*place, 0 if bias is None else bias.data_ptr())
@@ -50,9 +50,9 @@ class Linear(Quantisable, InHugePages, nn.Linear):
         return None if found is None else found[:-1]
 
 
-def listened(module: nn.Module) -> bool:
-    """Whether hooks wait for the module's calls, which then must happen."""
-    return bool(module._forward_hooks or module._forward_pre_hooks)
+def must_be_called(module: nn.Module) -> bool:
+    """Whether hooks wait for the module's calls, or parametrizations make its weights for each, which lie nowhere."""
+    return bool(module._forward_hooks or module._forward_pre_hooks or "parametrizations" in module._modules)
 
 
 def place_of(weight: Tensor, groups: Groups | None, dtype: torch.dtype) -> Place | None:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 from torch import nn
 
 from moekit.config.model import MLAConfig, ModelConfig
-from moekit.kernels.linear import listened
+from moekit.kernels.linear import must_be_called
 from moekit.kernels.mixture import Mixture
 from moekit.kernels.token import Rows
 from moekit.model.attention import Context
@@ -56,7 +56,7 @@ class Block(nn.Module):
         """The two jobs of compiled code that change the residual stream as this block does, for one new token that
         sees all of its past; None where it would not be the same. So many choices come `before` that of this block."""
         feed_forward, (x, y, _) = self.feed_forward, (rows.normed, rows.stream, rows.turn)
-        if listened(self) or listened(feed_forward):
+        if must_be_called(self) or must_be_called(feed_forward):
             return None
         mixed = feed_forward.described(x, y, before) if isinstance(feed_forward, MoE) else feed_forward.described(x, y)
         first = self.attention.described(rows, self.attention_norm, self.feed_forward_norm, cache)

@@ -5,7 +5,7 @@ from torch import nn
 from moekit.config.model import GQAConfig, ModelConfig
 from moekit.kernels import one_query
 from moekit.kernels.attention_step import Norms, attention_step
-from moekit.kernels.linear import Linear, listened
+from moekit.kernels.linear import Linear, must_be_called
 from moekit.kernels.one_query import Past
 from moekit.kernels.token import Rows
 from moekit.model.attention import Context, attend
@@ -69,7 +69,7 @@ class GroupedQueryAttention(nn.Module):
         a, dtype = self.shape, rows.stream.dtype
         norms = (before, after) if a.qk_norm == "none" else (before, after, self.q_norm, self.k_norm)
         layers = [each for layer in (self.q, self.k, self.v, self.out) if (each := layer.described(dtype))]
-        if len(layers) < 4 or listened(self) or not norms_alike(norms, dtype):
+        if len(layers) < 4 or must_be_called(self) or not norms_alike(norms, dtype):
             return None
         weights = Norms(tuple(each.weight for each in norms), a.qk_norm == "full", before.epsilon)
         return attention_step(rows, weights, layers, self._past(rows.stream, cache), self.scale, a.clip_qkv)

@@ -6,7 +6,7 @@ from torch import nn
 from moekit.config.model import MLAConfig, ModelConfig
 from moekit.kernels import one_query
 from moekit.kernels.attention_step import Latent, Norms, latent_attention_step
-from moekit.kernels.linear import Linear, listened
+from moekit.kernels.linear import Linear, must_be_called
 from moekit.kernels.one_query import Past
 from moekit.kernels.token import Rows
 from moekit.model.attention import Context, attend
@@ -70,7 +70,13 @@ class LatentAttention(nn.Module):
         own = (self.kv_a_norm,) if plain else (self.kv_a_norm, self.q_a_norm)
         kv_b = self.kv_b.weight
         readable = norms_alike(norms, x.dtype) and norms_alike(own, x.dtype) and kv_b.dtype == x.dtype
-        if None in layers or listened(self) or listened(self.kv_b) or not readable or not kv_b.is_contiguous():
+        if (
+            None in layers
+            or must_be_called(self)
+            or must_be_called(self.kv_b)
+            or not readable
+            or not kv_b.is_contiguous()
+        ):
             return None
         if plain:
             layers.insert(1, None)

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from moekit.kernels.linear import listened
+from moekit.kernels.linear import must_be_called
 from moekit.kernels.norm import Normed, norm, norm_alone, norm_backward, norm_of_sum
 from moekit.tensors import Float, Tensor
 
@@ -28,7 +28,7 @@ class RMSNorm(nn.Module):
         self, x: Float[Tensor, "*shape D"], added: Float[Tensor, "*shape D"]
     ) -> tuple[Float[Tensor, "*shape D"], Float[Tensor, "*shape D"]]:
         """x + added, and the norm of that."""
-        if torch.is_grad_enabled() or listened(self):
+        if torch.is_grad_enabled() or must_be_called(self):
             total = x + added
             return total, self(total)
         return norm_of_sum(x, added, self.weight, self.epsilon)
@@ -36,7 +36,7 @@ class RMSNorm(nn.Module):
     def readable(self, dtype: torch.dtype) -> bool:
         """Whether compiled code that norms rows of `dtype` may pass this module by."""
         weight = self.weight
-        return not listened(self) and weight.dtype == dtype and weight.is_cpu and weight.is_contiguous()
+        return not must_be_called(self) and weight.dtype == dtype and weight.is_cpu and weight.is_contiguous()
 
 
 def norms_alike(norms: Sequence[RMSNorm], dtype: torch.dtype) -> bool:

@@ -11,7 +11,7 @@ from torch import nn
 from moekit.kernels import experts as compiled
 from moekit.kernels import few_rows
 from moekit.kernels.few_rows import Expert
-from moekit.kernels.linear import listened, place_in_file, place_of, reads_once
+from moekit.kernels.linear import must_be_called, place_in_file, place_of, reads_once
 from moekit.kernels.mixture import Where
 from moekit.kernels.packed import Matrix, Quantisable
 from moekit.moe.compiled_block import compiled_block
@@ -89,7 +89,7 @@ class Experts(Quantisable, InHugePages):
     def where(self, dtype: torch.dtype) -> Where | None:
         """Where the experts lie, for one compiled call for few rows of `dtype`; None where `forward` takes another
         way."""
-        if self._drops() or self.round_inner is not None or listened(self):
+        if self._drops() or self.round_inner is not None or must_be_called(self):
             return None
         stored = self.stored
         if stored is not None:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from moekit.config.moe import MoEConfig
-from moekit.kernels.linear import Linear, in_one_call, listened
+from moekit.kernels.linear import Linear, in_one_call, must_be_called
 from moekit.kernels.mixture import Mixture, Shared, chosen, mixture, room
 from moekit.kernels.token import run
 from moekit.moe.balance import active_rules, build_balance, steering
@@ -100,7 +100,7 @@ class MoE(nn.Module):
         """The job of compiled code that puts what this layer makes of few tokens into `y`, or adds it, where so many
         choices come `before`; None where it would not be the same."""
         router, shared, way = self.router, self.shared, self.router.rule.way()
-        if way is None or listened(router) or self.config.shared_average or router.limits():
+        if way is None or must_be_called(router) or self.config.shared_average or router.limits():
             return None
         centroids, where = router.place(x.dtype), self.experts.where(x.dtype)
         places = None if shared is None else shared.places(x.dtype)
