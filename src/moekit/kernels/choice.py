@@ -62,8 +62,8 @@ class Slopes(NamedTuple):
 def packed_choice(
     way: Way, n_experts: int, steering: Steering, at: tuple[int, ...] = (0, 0, 0, 0)
 ) -> tuple[bytes, list[Tensor | None]]:
-    """The choice as compiled code takes it, and what must live until it is done. `at`: where logits, scores, weights
-    and experts lie among those of a call."""
+    """The choice as compiled code takes it, and what must live until it is done. `at`: so many bytes after those of a
+    call begin its logits, scores, weights and experts."""
     kept = [None if each is None else each.detach().float().contiguous() for each in steering]
     packed = CHOICE.pack(
         *at,

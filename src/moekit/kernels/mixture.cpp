@@ -44,8 +44,9 @@ Chosen choose_for_all(const moekit_mixture &mixture, const moekit_call &call, in
     const moekit_choice &choice = mixture.choice;
     if (!mixture.centroids.out) return {};
     rows::Buffer<float> room(2 * choice.n_experts);
-    float *logits = call.numbers + choice.logits, *scores = call.numbers + choice.scores, *weights = call.numbers + choice.weights;
-    int64_t *experts = call.places + choice.experts;
+    float *const logits = (float *)(call.numbers + choice.logits), *const scores = (float *)(call.numbers + choice.scores);
+    float *const weights = (float *)(call.numbers + choice.weights);
+    int64_t *const experts = (int64_t *)(call.places + choice.experts);
     moekit_linear_rows(&mixture.centroids, mixture.x, mixture.narrow, mixture.n, logits, 0, threads, level);
     for (int64_t t = 0; t < mixture.n; t++) {
         const int64_t at = t * choice.n_experts, chosen = t * choice.top_k;

@@ -1,19 +1,25 @@
 """A mixture for few tokens as a job of a compiled call: scores, choice, the chosen experts and the shared ones."""
 
 from array import array
-from struct import Struct
+from struct import Struct, calcsize
 from typing import NamedTuple
 
 import torch
 
 from moekit.kernels.choice import CHOICE, Chosen, Steering, Way, packed_choice
 from moekit.kernels.few_rows import Place
+from moekit.kernels.token import KIND, Found, job
 from moekit.kernels.token import MIXTURE as MIXTURE_JOB
-from moekit.kernels.token import Found, job
 from moekit.tensors import Float, Tensor
 
 MIXTURE = Struct("=" + 6 * "Qqqqii" + "Q2q3Q3q")
 """How what follows the choice in `moekit_mixture` of token.h lies in memory."""
+
+FOUND, ENDS = Struct("=4Q"), Struct("=3Q")
+"""Of a job, where it puts what the choice finds; where it reads, to what it adds and where it writes."""
+
+TO_FOUND, TO_ENDS = KIND.size, KIND.size + CHOICE.size + calcsize("=" + 6 * "Qqqqii" + "Q2q")
+"""The bytes of a job before them."""
 
 NOWHERE: Place = (0, 0, 0, 0, 16, 0)
 
@@ -75,6 +81,14 @@ def chosen(size: Size, found: Found) -> list[Chosen]:
     return [Chosen(*each) for each in zip(*parts, strict=True)]
 
 
+def room_for_one(size: Size) -> Chosen:
+    """Room for one choice."""
+    n, n_experts, top_k = size
+    experts, weights = torch.empty(n, top_k, dtype=torch.int64), torch.empty(n, top_k, dtype=torch.float32)
+    scores, logits = (torch.empty(n, n_experts, dtype=torch.float32) for _ in range(2))
+    return Chosen(experts, weights, scores, logits)
+
+
 def mixture(
     x: Float[Tensor, "*shape D"],
     y: Float[Tensor, "*shape D"],
@@ -92,7 +106,7 @@ def mixture(
     size = Size(x.numel() // x.shape[-1], centroids[1], way.top_k)
     weights, places = (before or 0) * size.numbers, (before or 0) * size.n * size.top_k
     scores = weights + size.n * size.top_k
-    at = scores + size.n * size.n_experts, scores, weights, places
+    at = 4 * (scores + size.n * size.n_experts), 4 * scores, 4 * weights, 8 * places
     choice, kept = packed_choice(way, size.n_experts, steering, at)
     job = choice_and_blocks(x, y, choice, centroids, where, shared, before is not None)
     return Mixture(job, size, [*kept, where.table])
@@ -102,6 +116,14 @@ def block(x: Float[Tensor, "*shape D"], y: Float[Tensor, "*shape D"], gate_up: P
     """As `mixture`, of one block to which all tokens come."""
     where = Where(NOWHERE, NOWHERE, 0, 0, None)
     return choice_and_blocks(x, y, NO_CHOICE, NOWHERE, where, Shared(gate_up, down), adds)
+
+
+def aimed(job: bytes, x: Float[Tensor, "*shape D"], y: Float[Tensor, "*shape D"], chosen: Chosen) -> bytes:
+    """The same job for a call of its own: it puts the mixture of `x` into `y`, and the choice into `chosen`."""
+    experts, weights, scores, logits = chosen
+    found = FOUND.pack(logits.data_ptr(), scores.data_ptr(), weights.data_ptr(), experts.data_ptr())
+    between = job[TO_FOUND + FOUND.size : TO_ENDS]
+    return job[:TO_FOUND] + found + between + ENDS.pack(x.data_ptr(), 0, y.data_ptr()) + job[TO_ENDS + ENDS.size :]
 
 
 def choice_and_blocks(

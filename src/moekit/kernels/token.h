@@ -33,7 +33,7 @@ struct moekit_latent_step {
 };
 
 // Found, for each of n tokens: logits and scores of all experts, the chosen ones, best first, and their weights. Where these
-// begin, in the numbers and places of the call.
+// begin: so many bytes after the numbers and places of the call.
 struct moekit_choice {
     int64_t logits, scores, weights;   // [n, n_experts], [n, n_experts], [n, top_k]
     int64_t experts;                   // [n, top_k]
@@ -64,11 +64,11 @@ struct moekit_last_norm {
     int32_t narrow;
 };
 
-// What differs from token to token: how many are in the past, and where choices and the last norm go.
+// What differs from token to token: how many are in the past, and where choices and the last norm go. Addresses may be 0, from
+// which on choices then tell where they go.
 struct moekit_call {
     int64_t past;
-    float *numbers;
-    int64_t *places;
+    uintptr_t numbers, places;
     void *y;
 };
 

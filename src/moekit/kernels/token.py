@@ -48,14 +48,14 @@ def last_norm(rows: Rows, weight: Float[Tensor, " D"], epsilon: float) -> bytes:
     return job(LAST_NORM, NORM.pack(rows.stream.data_ptr(), weight.data_ptr(), n, width, epsilon, narrow))
 
 
-def run(jobs: bytes, found: Found, past: int = 0, first: int = 0) -> int:
+def run(jobs: bytes, found: Found | None = None, past: int = 0, first: int = 0) -> int:
     """Do the jobs from `first` on, with `past` tokens before the new one; returns how many of all are done.
 
     Where not all are, the next one's mixture has chosen an expert that is not in memory. What the jobs point to must
-    live until then.
+    live until then. Without `found`, jobs know themselves where they put what they find.
     """
     compiled = kernels()
-    states = 0 if found.states is None else found.states.data_ptr()
-    call = CALL.pack(past, found.numbers.data_ptr(), found.places.data_ptr(), states)
+    found_at = (0, 0, 0) if found is None else [0 if each is None else each.data_ptr() for each in found]
+    call = CALL.pack(past, *found_at)
     threads, level = torch.get_num_threads(), compiled.moekit_level()
     return compiled.moekit_token(jobs, len(jobs) // JOB_BYTES, first, call, threads, level)

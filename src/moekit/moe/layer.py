@@ -7,11 +7,13 @@ import torch
 from torch import nn
 
 from moekit.config.moe import MoEConfig
+from moekit.kernels.choice import Steering
 from moekit.kernels.linear import Linear, in_one_call, must_be_called
-from moekit.kernels.mixture import Mixture, Shared, chosen, mixture, room
+from moekit.kernels.mixture import Mixture, Shared, aimed, mixture, room_for_one
 from moekit.kernels.token import run
 from moekit.moe.balance import active_rules, build_balance, steering
 from moekit.moe.experts import Experts, Stored
+from moekit.moe.kept import Kept
 from moekit.moe.router import Router
 from moekit.moe.routing import Routing
 from moekit.moe.stats import Observed, observe
@@ -43,6 +45,7 @@ class MoE(nn.Module):
         self.shared = SwiGLU(config.width, config.shared_width) if config.n_shared else None
         self.shared_gate = Linear(config.width, 1, bias=False) if config.shared_gate else None
         self.balance = build_balance(config)
+        self._kept = Kept()
         for weight in self.parameters():
             if weight.requires_grad:
                 nn.init.normal_(weight, std=0.02)
@@ -99,6 +102,9 @@ class MoE(nn.Module):
     ) -> Mixture | None:
         """The job of compiled code that puts what this layer makes of few tokens into `y`, or adds it, where so many
         choices come `before`; None where it would not be the same."""
+        return self._described(x, y, steering(self.balance), before)
+
+    def _described(self, x: Tensor, y: Tensor, steered: Steering, before: int | None = None) -> Mixture | None:
         router, shared, way = self.router, self.shared, self.router.rule.way()
         if way is None or must_be_called(router) or self.config.shared_average or router.limits():
             return None
@@ -109,20 +115,21 @@ class MoE(nn.Module):
             return None
         if self.shared_gate is not None and gate is None:
             return None
-        steered = steering(self.balance)
         return mixture(x, y, centroids, way, steered, where, None if places is None else Shared(*places, gate), before)
 
     def _in_one_call(self, x: Float[Tensor, "*shape D"], n_sequences: int, mask: Tensor | None) -> MoEOutput | None:
         """The layer's output for few tokens; None where it is not for one compiled call."""
         if not in_one_call(x, math.prod(x.shape[:-1])):
             return None
-        x = x.contiguous()
-        described = self.described(x, y := torch.empty_like(x))
-        if described is None:
-            return None
-        found = room(described.size, 1)
-        (choice,) = chosen(described.size, found)
-        while not run(described.job, found):
+        x, steered = x.contiguous(), steering(self.balance)
+        y = torch.empty_like(x)
+        if (known := self._kept.known(self, x, steered)) is None:
+            if (known := self._described(x, y, steered)) is None:
+                return None
+            self._kept.keep(self, x, steered, known)
+        choice = room_for_one(known.size)
+        job = aimed(known.job, x, y, choice)
+        while not run(job):
             read(self.experts.stored, choice.experts)
         return MoEOutput(y, Routing(*choice, n_sequences, None, mask))
 

@@ -7,7 +7,7 @@ from torch import nn
 from moekit.kernels import experts as compiled
 from moekit.kernels.few_rows import Place
 from moekit.kernels.linear import Linear, in_one_call, must_be_called, reads_once
-from moekit.kernels.mixture import Size, block, room
+from moekit.kernels.mixture import block
 from moekit.kernels.token import run
 from moekit.moe import quantised
 from moekit.moe.compiled_block import compiled_block
@@ -28,7 +28,7 @@ class SwiGLU(nn.Module):
         rows = x.numel() // max(x.shape[-1], 1)
         if in_one_call(x, rows) and (places := self.places(x.dtype)) is not None:
             x = x.contiguous()
-            run(block(x, y := torch.empty_like(x), *places, adds=False), room(Size(0, 0, 0), 0))
+            run(block(x, y := torch.empty_like(x), *places, adds=False))
             return y
         groups = self.gate_up.groups
         if groups is not None and groups == self.down.groups:

@@ -42,7 +42,7 @@ def selection_factor(balance: nn.ModuleDict) -> Float[Tensor, " E"] | None:
 
 def steering(balance: nn.ModuleDict) -> Steering:
     """What the rules of a layer do to the selection: bias and factor."""
-    return selection_bias(balance), selection_factor(balance)
+    return (selection_bias(balance), selection_factor(balance)) if balance else (None, None)
 
 
 __all__ = [
