@@ -59,6 +59,22 @@ def test_without_gradients_an_expert_is_read_when_a_token_comes_to_it(folder: Pa
     assert left == {f"layers.{i}.{EXPERTS}{part}" for i in (1, 2) for part in ("gate_up", "down")}
 
 
+@torch.no_grad()
+def test_a_layer_on_its_own_reads_no_more_than_chosen_experts_each_time(folder: Path) -> None:
+    layer = load(folder, "bfloat16").moe_layers()[0]
+    x = torch.randn(6, 1, layer.config.width, generator=torch.Generator().manual_seed(0)).bfloat16()
+    used: set[int] = set()
+    for token in x:
+        used |= set(layer(token).routing.experts.flatten().tolist())
+        assert layer.experts.stored is not None
+        assert set(layer.experts.stored.known) == used
+        assert {name for name, each in dict.items(layer.experts._parameters) if each.is_meta} == {"gate_up", "down"}
+    expected = copy.deepcopy(layer)
+    assert expected.experts.stored is None
+    for token in x:
+        torch.testing.assert_close(layer(token).y, expected(token).y)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("config", [small(), gqa(), small(moe=moe(shared=0), tie_embeddings=True)])
 def test_experts_from_disk_and_stacked_experts_give_the_same(config: ModelConfig, dtype: str, tmp_path: Path) -> None:

@@ -42,8 +42,8 @@ class Part(NamedTuple):
         for name, value in self.settings:
             if held.get(name) is not value:
                 return False
-        parameters = held["_parameters"]
-        return all(place_in_memory(parameters.get(name)) == place for name, place in self.parameters)
+        parameters: dict[str, Any] = held["_parameters"]
+        return all(place_in_memory(dict.get(parameters, name)) == place for name, place in self.parameters)
 
 
 class Kept:
@@ -85,7 +85,8 @@ def _parts(layer: nn.Module) -> list[Part]:
         held, children = vars(module), module._modules
         found += [(at, below, child) for below, child in children.items() if child is not None]
         settings = [(key, value) for key, value in held.items() if not key.startswith("_")]
-        parameters = [(key, place_in_memory(value)) for key, value in module._parameters.items()]
+        # A plain dict's look: what is still on disk is read where a module is asked for it.
+        parameters = [(key, place_in_memory(value)) for key, value in dict.items(module._parameters)]
         parts.append(Part(parent, name, type(module), len(held), len(children), settings, parameters))
     return parts
 
