@@ -170,6 +170,16 @@ def test_who_comes_to_listen_later_hears_it(listener: str) -> None:
 
 
 @torch.no_grad()
+def test_who_listens_to_the_layer_itself_needs_no_other_job() -> None:
+    layer, x = layer_of(0), drawn(1, 1, 64)
+    expected, heard = layer(x).y, []
+    layer.register_forward_hook(lambda *_: heard.append("layer"))
+    assert torch.equal(layer(x).y, expected)
+    assert heard == ["layer"]
+    assert keeps(layer, x)
+
+
+@torch.no_grad()
 def test_calls_that_differ_get_jobs_of_their_own() -> None:
     layer = layer_of(0)
     rows = drawn(1, 8, 64)
@@ -189,6 +199,7 @@ def test_what_steers_the_choice_anew_each_time_is_followed() -> None:
     for step in range(6):
         layer.balance["bias"].selection_bias.copy_(torch.linspace(-1, 1, 8).roll(step))
         assert torch.equal(layer(x).y, copy.deepcopy(layer)(x).y)
+        assert layer._kept._last is None
 
 
 @torch.no_grad()

@@ -50,9 +50,14 @@ class Linear(Quantisable, InHugePages, nn.Linear):
         return None if found is None else found[:-1]
 
 
+def listened(module: nn.Module) -> bool:
+    """Whether hooks wait for the module's calls, which then must happen."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
 def must_be_called(module: nn.Module) -> bool:
-    """Whether hooks wait for the module's calls, or parametrizations make its weights for each, which lie nowhere."""
-    return bool(module._forward_hooks or module._forward_pre_hooks or "parametrizations" in module._modules)
+    """Whether the module is `listened` to, or parametrizations make its weights for each call, which lie nowhere."""
+    return listened(module) or "parametrizations" in module._modules
 
 
 def place_of(weight: Tensor, groups: Groups | None, dtype: torch.dtype) -> Place | None:

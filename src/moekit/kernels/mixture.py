@@ -12,13 +12,15 @@ from moekit.kernels.token import KIND, Found, job
 from moekit.kernels.token import MIXTURE as MIXTURE_JOB
 from moekit.tensors import Float, Tensor
 
-MIXTURE = Struct("=" + 6 * "Qqqqii" + "Q2q3Q3q")
+BEFORE_ENDS = "=" + 6 * "Qqqqii" + "Q2q"
+
+MIXTURE = Struct(BEFORE_ENDS + "3Q3q")
 """How what follows the choice in `moekit_mixture` of token.h lies in memory."""
 
 FOUND, ENDS = Struct("=4Q"), Struct("=3Q")
 """Of a job, where it puts what the choice finds; where it reads, to what it adds and where it writes."""
 
-TO_FOUND, TO_ENDS = KIND.size, KIND.size + CHOICE.size + calcsize("=" + 6 * "Qqqqii" + "Q2q")
+TO_FOUND, TO_ENDS = KIND.size, KIND.size + CHOICE.size + calcsize(BEFORE_ENDS)
 """The bytes of a job before them."""
 
 NOWHERE: Place = (0, 0, 0, 0, 16, 0)
@@ -82,7 +84,7 @@ def chosen(size: Size, found: Found) -> list[Chosen]:
 
 
 def room_for_one(size: Size) -> Chosen:
-    """Room for one choice."""
+    """Room for one choice: with memory cold, views of one piece take twice as long to make as four pieces."""
     n, n_experts, top_k = size
     experts, weights = torch.empty(n, top_k, dtype=torch.int64), torch.empty(n, top_k, dtype=torch.float32)
     scores, logits = (torch.empty(n, n_experts, dtype=torch.float32) for _ in range(2))
@@ -119,7 +121,8 @@ def block(x: Float[Tensor, "*shape D"], y: Float[Tensor, "*shape D"], gate_up: P
 
 
 def aimed(job: bytes, x: Float[Tensor, "*shape D"], y: Float[Tensor, "*shape D"], chosen: Chosen) -> bytes:
-    """The same job for a call of its own: it puts the mixture of `x` into `y`, and the choice into `chosen`."""
+    """The same job, which adds to nothing, for a call of its own: it puts the mixture of `x` into `y`, and the choice
+    into `chosen`."""
     experts, weights, scores, logits = chosen
     found = FOUND.pack(logits.data_ptr(), scores.data_ptr(), weights.data_ptr(), experts.data_ptr())
     between = job[TO_FOUND + FOUND.size : TO_ENDS]

@@ -69,14 +69,9 @@ class LatentAttention(nn.Module):
         layers = [each.described(x.dtype) for each in (*first, self.kv_a, self.out)]
         own = (self.kv_a_norm,) if plain else (self.kv_a_norm, self.q_a_norm)
         kv_b = self.kv_b.weight
-        readable = norms_alike(norms, x.dtype) and norms_alike(own, x.dtype) and kv_b.dtype == x.dtype
-        if (
-            None in layers
-            or must_be_called(self)
-            or must_be_called(self.kv_b)
-            or not readable
-            or not kv_b.is_contiguous()
-        ):
+        readable = norms_alike(norms, x.dtype) and norms_alike(own, x.dtype)
+        plain_matrix = kv_b.dtype == x.dtype and kv_b.is_contiguous() and not must_be_called(self.kv_b)
+        if None in layers or must_be_called(self) or not readable or not plain_matrix:
             return None
         if plain:
             layers.insert(1, None)

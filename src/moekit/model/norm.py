@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from moekit.kernels.linear import must_be_called
+from moekit.kernels.linear import listened, must_be_called
 from moekit.kernels.norm import Normed, norm, norm_alone, norm_backward, norm_of_sum
 from moekit.tensors import Float, Tensor
 
@@ -28,7 +28,7 @@ class RMSNorm(nn.Module):
         self, x: Float[Tensor, "*shape D"], added: Float[Tensor, "*shape D"]
     ) -> tuple[Float[Tensor, "*shape D"], Float[Tensor, "*shape D"]]:
         """x + added, and the norm of that."""
-        if torch.is_grad_enabled() or must_be_called(self):
+        if torch.is_grad_enabled() or listened(self):
             total = x + added
             return total, self(total)
         return norm_of_sum(x, added, self.weight, self.epsilon)

@@ -9,10 +9,11 @@ import torch
 from torch import nn
 
 from moekit.kernels.choice import Steering
+from moekit.kernels.linear import must_be_called
 from moekit.kernels.mixture import Mixture
 from moekit.tensors import Tensor
 
-Place = tuple[int, torch.dtype, torch.Size, tuple[int, ...]]
+Layout = tuple[int, torch.dtype, torch.Size, tuple[int, ...]]
 """Where a tensor lies, and how."""
 
 
@@ -28,22 +29,20 @@ class Part(NamedTuple):
     n_attributes: int
     n_modules: int
     settings: list[tuple[str, object]]
-    parameters: list[tuple[str, Place | None]]
+    parameters: list[tuple[str, Layout | None]]
 
-    def describes(self, module: nn.Module | None) -> bool:
-        """Whether `module` is that still, and nobody listens to it."""
+    def describes(self, module: nn.Module) -> bool:
+        """Whether `module` is that still."""
         if type(module) is not self.kind:
             return False
         held: dict[str, Any] = module.__dict__
         if len(held) != self.n_attributes or len(held["_modules"]) != self.n_modules:
             return False
-        if held["_forward_hooks"] or held["_forward_pre_hooks"]:
-            return False
         for name, value in self.settings:
             if held.get(name) is not value:
                 return False
         parameters: dict[str, Any] = held["_parameters"]
-        return all(place_in_memory(dict.get(parameters, name)) == place for name, place in self.parameters)
+        return all(layout_of(dict.get(parameters, name)) == layout for name, layout in self.parameters)
 
 
 class Kept:
@@ -68,14 +67,14 @@ class Kept:
         self._last = (_key(x, steered), _parts(layer), mixture) if own else None
 
 
-def place_in_memory(tensor: Tensor | None) -> Place | None:
+def layout_of(tensor: Tensor | None) -> Layout | None:
     """Two tensors for which this is the same are one to compiled code."""
     return None if tensor is None else (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
 
 
 def _key(x: Tensor, steered: Steering) -> object:
     bias, factor = steered
-    return x.shape, x.dtype, place_in_memory(bias), place_in_memory(factor)
+    return x.shape, x.dtype, layout_of(bias), layout_of(factor)
 
 
 def _parts(layer: nn.Module) -> list[Part]:
@@ -86,17 +85,17 @@ def _parts(layer: nn.Module) -> list[Part]:
         found += [(at, below, child) for below, child in children.items() if child is not None]
         settings = [(key, value) for key, value in held.items() if not key.startswith("_")]
         # A plain dict's look: what is still on disk is read where a module is asked for it.
-        parameters = [(key, place_in_memory(value)) for key, value in dict.items(module._parameters)]
+        parameters = [(key, layout_of(value)) for key, value in dict.items(module._parameters)]
         parts.append(Part(parent, name, type(module), len(held), len(children), settings, parameters))
     return parts
 
 
 def _unchanged(layer: nn.Module, parts: list[Part]) -> bool:
-    """Whether a layer is what `parts` say; who listens to the layer itself hears it anyway."""
+    """Whether a layer is what `parts` say and may be passed over; who listens to the layer itself hears it anyway."""
     found = list[nn.Module]()
     for part in parts:
         module = found[part.parent]._modules.get(part.name) if found else layer
-        if module is None or not part.describes(module):
+        if module is None or (found and must_be_called(module)) or not part.describes(module):
             return False
         found.append(module)
     return True

@@ -1,6 +1,7 @@
 """The mixture-of-experts layer: route, dispatch, compute, combine, add the shared experts."""
 
 import math
+from operator import is_
 from typing import NamedTuple
 
 import torch
@@ -126,7 +127,9 @@ class MoE(nn.Module):
         if (known := self._kept.known(self, x, steered)) is None:
             if (known := self._described(x, y, steered)) is None:
                 return None
-            self._kept.keep(self, x, steered, known)
+            # What steers the choice may be made anew each time.
+            if all(map(is_, steered, steering(self.balance))):
+                self._kept.keep(self, x, steered, known)
         choice = room_for_one(known.size)
         job = aimed(known.job, x, y, choice)
         while not run(job):

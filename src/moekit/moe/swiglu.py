@@ -6,7 +6,7 @@ from torch import nn
 
 from moekit.kernels import experts as compiled
 from moekit.kernels.few_rows import Place
-from moekit.kernels.linear import Linear, in_one_call, must_be_called, reads_once
+from moekit.kernels.linear import Linear, in_one_call, listened, must_be_called, reads_once
 from moekit.kernels.mixture import block
 from moekit.kernels.token import run
 from moekit.moe import quantised
@@ -58,7 +58,7 @@ class SwiGLU(nn.Module):
     def _as_one_expert(self, x: Tensor, rows: int) -> bool:
         """Whether the compiled expert block computes the same: nothing is quantised or listens to the two products."""
         products = (self.gate_up, self.down)
-        if any(each.groups is not None or must_be_called(each) for each in products):
+        if any(each.groups is not None or listened(each) for each in products):
             return False
         few = reads_once(x, x, rows)
         return rows > 0 and not few and x.dtype == self.down.weight.dtype and compiled.computes(x, self.inner_width)
