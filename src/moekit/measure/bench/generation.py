@@ -1,6 +1,7 @@
 """A deep model in 4 bits: reading a prompt, decoding token by token, and starting a process for its first token."""
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -64,12 +65,8 @@ def decode(setting: Setting) -> Iterator[Row]:
 
 def start(setting: Setting) -> Iterator[Row]:
     """From the start of `moekit generate` on a folder to the end of the process, with one token."""
-    folder = setting.folder / "moekit"
-    model = random_quantised(setting.sizes.deep, GROUPS)
-    _need_room(setting, sum(p.nbytes for p in model.parameters()))
-    save(model, folder)
-    del model
-    ours = ["-m", "moekit", "generate", str(folder), "--ids", "1,2,3", "--max-new-tokens", "1", "--temperature", "0"]
+    folder = str(_folder(setting))
+    ours = ["-m", "moekit", "generate", folder, "--ids", "1,2,3", "--max-new-tokens", "1", "--temperature", "0"]
     commands = {(OURS, ""): ours}
     if llama_cpp.NAME in setting.peers:
         module = ["-m", llama_cpp.__name__, str(_gguf(setting)), str(torch.get_num_threads())]
@@ -112,7 +109,11 @@ def _process(arguments: list[str]) -> Callable[[], object]:
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
 
     def work() -> None:
-        subprocess.run([sys.executable, *arguments], check=True, capture_output=True, env=environment)
+        command = [sys.executable, *arguments]
+        done = subprocess.run(command, check=False, capture_output=True, env=environment, text=True)
+        if done.returncode:
+            reason = (done.stderr.strip() or f"code {done.returncode}").splitlines()[-1]
+            raise ChildProcessError(f"python {shlex.join(arguments)} failed: {reason}")
 
     return work
 
@@ -122,6 +123,15 @@ def _llama(setting: Setting, make: Callable[..., Callable[[], None]], ids: Seque
     if llama_cpp.NAME not in setting.peers:
         return []
     return [Job(llama_cpp.NAME, VARIANT, make, (_gguf(setting), torch.get_num_threads(), ids))]
+
+
+def _folder(setting: Setting) -> Path:
+    path = setting.folder / "moekit"
+    if not path.exists():
+        model = random_quantised(setting.sizes.deep, GROUPS)
+        _need_room(setting, sum(p.nbytes for p in model.parameters()))
+        save(model, path)
+    return path
 
 
 def _gguf(setting: Setting) -> Path:
