@@ -70,6 +70,28 @@ def test_a_product_is_the_same_wherever_its_row_lies(
 
 
 @levels
+@pytest.mark.usefixtures("at_level")
+@given(
+    seed=seeds,
+    n=st.sampled_from([1, 1, 1, 2, 9]),
+    out=st.integers(1, 2000),
+    inputs=st.sampled_from([96, 256, 288, 512, 544, 1120, 2080]),
+    apart=st.booleans(),
+    threads=st.integers(1, 4),
+)
+def test_rows_of_a_long_matrix_are_those_of_short_ones(
+    seed: int, n: int, out: int, inputs: int, apart: bool, threads: int
+) -> None:
+    source = generator(seed)
+    x, wider = torch.randn(n, inputs, generator=source), torch.randn(out, inputs + 32, generator=source).bfloat16()
+    weight = wider[:, :inputs] if apart else wider[:, :inputs].contiguous()
+    with threads_of_torch(threads):
+        found = linear(x, weight)
+    assert (found - linear_twin(x, weight)).norm() <= 1e-6 * x.norm() * weight.float().norm()
+    assert torch.equal(found, torch.cat([linear(x, rows) for rows in weight.split(16)], dim=1))
+
+
+@levels
 @formats
 @pytest.mark.usefixtures("at_level")
 @given(seed=seeds, n=st.integers(1, 70), shape=st.tuples(st.integers(1, 3), st.integers(1, 3)), data=st.data())
@@ -90,6 +112,28 @@ def test_experts_in_one_region_equal_their_twin(
     found, expected = swiglu(x, experts), swiglu_twin(x, experts)
     # Between the products, a number near the middle of two steps may round either way.
     assert relative_error(found, expected) < (2e-3 if bits == 16 else 1e-2)
+
+
+@levels
+@pytest.mark.usefixtures("at_level")
+@given(
+    seed=seeds,
+    width=st.sampled_from([288, 512, 1120]),
+    inner=st.sampled_from([288, 544, 1120]),
+    threads=st.integers(1, 4),
+)
+def test_wide_experts_of_a_token_equal_their_twin(seed: int, width: int, inner: int, threads: int) -> None:
+    source, one = generator(seed), torch.zeros(1, dtype=torch.int64)
+    x = torch.randn(1, width, generator=source)
+    experts = []
+    for _ in range(2):
+        gate_up = torch.randn(2 * inner, width, generator=source).bfloat16() / 32
+        down = torch.randn(width, inner, generator=source).bfloat16() / 32
+        experts.append(Expert(gate_up, down, one, torch.rand(1, generator=source)))
+    found = swiglu(x, experts)
+    assert relative_error(found, swiglu_twin(x, experts)) < 2e-3
+    with threads_of_torch(threads):
+        assert torch.equal(swiglu(x, experts), found)
 
 
 @levels

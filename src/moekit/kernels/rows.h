@@ -38,6 +38,7 @@ using Block = moekit_block;
 
 constexpr int MOST = 8;          // rows of x that share one pass over a matrix
 constexpr int TOGETHER = 16;     // rows of a matrix whose products are summed up and stored together
+constexpr int64_t SHORT = 256;   // numbers of a bfloat16 row up to which a row of x stays in registers
 constexpr int64_t AHEAD = 4096;  // bytes that are asked for before they are needed
 
 inline int64_t rounded_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }

@@ -121,10 +121,9 @@ const Dot PLAIN[] = EACH(dot_plain), HALF[] = EACH(dot_avx2);
 template <Cache CACHE, Dot ONE>
 const Dot WITH[MOST] = {ONE, dot_avx512<2, CACHE>, dot_avx512<3, CACHE>, dot_avx512<4, CACHE>, dot_avx512<5, CACHE>,
                         dot_avx512<6, CACHE>, dot_avx512<7, CACHE>, dot_avx512<8, CACHE>};
-constexpr int64_t SHORT = 8;  // vectors of a row up to which x stays in registers
-// By the vectors of a row, 0 for more than SHORT of them.
+// By the vectors of a row; 0: of a long one.
 template <Cache CACHE>
-const Dot *const WHOLE[SHORT + 1] = {
+const Dot *const WHOLE[SHORT / 32 + 1] = {
     WITH<CACHE, dot_avx512<1, CACHE>>, WITH<CACHE, short_avx512<1, CACHE>>, WITH<CACHE, short_avx512<2, CACHE>>,
     WITH<CACHE, short_avx512<3, CACHE>>, WITH<CACHE, short_avx512<4, CACHE>>, WITH<CACHE, short_avx512<5, CACHE>>,
     WITH<CACHE, short_avx512<6, CACHE>>, WITH<CACHE, short_avx512<7, CACHE>>, WITH<CACHE, short_avx512<8, CACHE>>};
@@ -133,7 +132,7 @@ const Dot *const WHOLE[SHORT + 1] = {
 
 const Dot *bfloat16_dots(const Matrix &matrix, int level) {
     if (level >= 2 && matrix.in % 32 == 0) {
-        const int64_t vectors = matrix.in <= 32 * SHORT ? matrix.in / 32 : 0;
+        const int64_t vectors = matrix.in <= SHORT ? matrix.in / 32 : 0;
         return moekit_cache_to_ask() == FIRST ? WHOLE<FIRST>[vectors] : WHOLE<SECOND>[vectors];
     }
     return level >= 1 && matrix.in % 16 == 0 ? HALF : PLAIN;

@@ -125,23 +125,8 @@ Place place_of(const Team &team, const Matrix Work::*matrix, int64_t row) {
     return place;
 }
 
-// Calls work(four, o, count) for rows [begin, end) of a team's matrices, `count` from row o on; what is read `early` rows
-// later is asked for, or with 0 some bytes later, as in rows_of.
-template <class Do>
-void side_by_side(const Team &team, const Matrix Work::*matrix, int64_t begin, int64_t end, int64_t early, const Place &after, Do work) {
-    const Place start = place_of(team, matrix, begin);
-    const Matrix &m = team.works->*matrix;
-    Four four = {{}, {}, {}, m.stride, m.in, 0};
-    for (int64_t o = begin; o < end; o += TOGETHER) {
-        four.inside = end - early - o;
-        for (int i = 0; i < SIDE; i++) {
-            four.rows[i] = start.rows[i] + (o - begin) * m.stride;
-            four.ahead[i] = four.rows[i] + (early ? early * m.stride : AHEAD / SIDE);
-            four.after[i] = after.n == SIDE ? after.rows[i] - four.inside * m.stride : four.rows[i];
-        }
-        work(four, o, std::min<int64_t>(TOGETHER, end - o));
-    }
-}
+// What SIDE matrices ask for in the end, where as many come after them.
+const uint8_t *const *then(const Place &after) { return after.n == SIDE ? after.rows : nullptr; }
 
 // Rows [begin, end) of the team's first matrices; as rows_of.
 void first_rows(const Team &team, const Matrix Work::*matrix, float *Work::*found, int64_t begin, int64_t end, const Place &after, int level) {
@@ -149,11 +134,11 @@ void first_rows(const Team &team, const Matrix Work::*matrix, float *Work::*foun
     const Matrix &m = works->*matrix;
     if (team.n == 1) return rows_of(m, level, works->x, begin, end, after.rows[0], works->*found + begin, team.inner());
     const uint16_t *x = &works->x.rows->wide[works->x.first * m.in];
-    const int64_t early = AHEAD / SIDE / m.stride;
-    side_by_side(team, matrix, begin, end, early, after, [&](const Four &four, int64_t o, int64_t count) {
+    const Place from = place_of(team, matrix, begin);
+    side_by_side(m, SIDE, from.rows, end - begin, AHEAD / SIDE / m.stride, then(after), [&](const Beside &beside, int64_t o, int64_t count) {
         float *to[SIDE];
-        for (int i = 0; i < SIDE; i++) to[i] = works[i].*found + o;
-        four_apart(four, count, x, to);
+        for (int i = 0; i < SIDE; i++) to[i] = works[i].*found + begin + o;
+        apart(beside, count, x, to);
     });
 }
 
@@ -168,8 +153,9 @@ void second_rows(const Team &team, int64_t begin, int64_t end, const Place &afte
         weights[i] = *works[i].block->weights;
     }
     // The width is a multiple of 32: all stretches have TOGETHER rows.
-    side_by_side(team, &Work::down, begin, end, TOGETHER, after, [&](const Four &four, int64_t o, int64_t) {
-        four_added(four, x, weights, works->outs + o);
+    const Place from = place_of(team, &Work::down, begin);
+    side_by_side(works->down, SIDE, from.rows, end - begin, TOGETHER, then(after), [&](const Beside &beside, int64_t o, int64_t) {
+        added(beside, x, weights, works->outs + begin + o);
     });
 }
 
