@@ -67,7 +67,7 @@ int64_t half_of(const Matrix &m, int level, const Some &x, int64_t count) {
 // Rows [begin, begin + 2 * half); as rows_of.
 void halves_of(const Matrix &m, const Some &x, int64_t begin, int64_t half, const uint8_t *after, float *found) {
     const uint8_t *const from[] = {m.rows + begin * m.stride, m.rows + (begin + half) * m.stride};
-    const uint8_t *const then[] = {after, after + AHEAD / 2};
+    const uint8_t *const then[] = {after, after ? after + AHEAD / 2 : nullptr};
     const uint16_t *row = &x.rows->wide[x.first * m.in];
     side_by_side(m, 2, from, half, AHEAD / 2 / m.stride, after ? then : nullptr, [&](const Beside &beside, int64_t o, int64_t count) {
         float *const to[] = {found + o, found + half + o};
