@@ -59,7 +59,7 @@ void linear_by_rows(std::vector<Product> &products, int threads, int level) {
 // So each number of x is fetched once for two rows, and more of memory is on its way: V2-Lite's experts, one token, took 2594
 // us and take 2378 where memory is fast, 4021 and 3968 where it is slow (Zen 4). Where the first cache is asked nothing was measured.
 int64_t half_of(const Matrix &m, int level, const Some &x, int64_t count) {
-    const bool together = level >= 2 && m.bits == 16 && m.in % 32 == 0 && m.in > SHORT && x.n == 1;
+    const bool together = in_vectors(m, level) && m.in > SHORT && x.n == 1;
     const int64_t half = count / 2 / TOGETHER * TOGETHER;
     return together && moekit_cache_to_ask() == SECOND && half * m.stride >= LEAST_HALF ? half : 0;
 }

@@ -43,6 +43,9 @@ constexpr int64_t AHEAD = 4096;  // bytes that are asked for before they are nee
 
 inline int64_t rounded_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 
+// Whether the rows of a matrix are whole vectors of bfloat16 for AVX512.
+inline bool in_vectors(const Matrix &m, int level) { return level >= 2 && m.bits == 16 && m.in % 32 == 0; }
+
 inline float from_bf16(uint16_t value) {
     uint32_t bits = uint32_t(value) << 16;
     float found;

@@ -131,7 +131,7 @@ const Dot *const WHOLE[SHORT / 32 + 1] = {
 }  // namespace
 
 const Dot *bfloat16_dots(const Matrix &matrix, int level) {
-    if (level >= 2 && matrix.in % 32 == 0) {
+    if (in_vectors(matrix, level)) {
         const int64_t vectors = matrix.in <= SHORT ? matrix.in / 32 : 0;
         return moekit_cache_to_ask() == FIRST ? WHOLE<FIRST>[vectors] : WHOLE<SECOND>[vectors];
     }

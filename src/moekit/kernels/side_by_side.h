@@ -35,7 +35,7 @@ void side_by_side(const Matrix &m, int64_t n, const uint8_t *const *from, int64_
 // 127 and 112, 12 of 128 118 and 109, 8 of 192 142 and 140, 8 of 256 137 and 137.
 inline bool narrow(int64_t inner) {
     const int64_t most = moekit_cache_to_ask() == FIRST ? 64 : 128;
-    return inner % 32 == 0 && 0 < inner && inner <= most;
+    return 0 < inner && inner <= most;
 }
 
 // `count` rows of each place, at most TOGETHER, of two places or SIDE, times x, to found[place][row]. `in` is a multiple of 32.

@@ -94,7 +94,7 @@ struct Team {
 // Whether SIDE works from this one on are a team.
 bool are_team(const Work *works, int level) {
     const Matrix &gate = works->gate, &down = works->down;
-    if (level < 2 || gate.bits != 16 || gate.in % 32 || down.bits != 16 || !narrow(down.in)) return false;
+    if (!in_vectors(gate, level) || !in_vectors(down, level) || !narrow(down.in)) return false;
     return std::all_of(works + 1, works + SIDE, [&](const Work &work) {
         return alike(*works->block, *work.block) && in_one_piece(down, work.down) && gate.stride == work.gate.stride &&
                down.stride == work.down.stride;
